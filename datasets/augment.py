@@ -1,0 +1,185 @@
+"""Random changes of training pictures: whole uint8 batches at once, on CPU or GPU, different for every sample.
+
+Cropping, flipping and quarter turns of a batch are one affine resampling. Sizes and angles follow torchvision v2
+(``RandomResizedCrop.make_params``, ``adjust_brightness`` and its kin), whose own transforms would draw one set of
+parameters for the whole batch. Crops here are not rounded to whole pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Generator, Tensor
+from torch.nn import functional
+from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0, le=1)]
+
+_TRIES = 10  # as torchvision: draws of a crop before falling back to the largest centred one
+
+
+class Augmentation(BaseModel):
+    """Which random changes are made to training pictures; the default makes none.
+
+    Attributes:
+        random_resized_crop: Least and greatest share of the area that a crop keeps, or None. Crops are scaled back
+            to the full size with bicubic interpolation.
+        crop_ratio: Least and greatest width by height of a crop.
+        horizontal_flip: Probability of mirroring left to right.
+        vertical_flip: Probability of mirroring top to bottom.
+        rotate90: Probability of a turn by 90, 180 or 270 degrees (each a third of it); pictures from above have no up.
+        brightness: Factor drawn from [1 - x, 1 + x].
+        contrast: As ``brightness``, about the mean grey of the picture.
+        saturation: As ``brightness``, about the grey picture.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    random_resized_crop: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    horizontal_flip: Probability = 0
+    vertical_flip: Probability = 0
+    rotate90: Probability = 0
+    brightness: Strength = 0
+    contrast: Strength = 0
+    saturation: Strength = 0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        crop, ratio = self.random_resized_crop, self.crop_ratio
+        if crop is not None and not 0 < crop[0] <= crop[1] <= 1:
+            raise ValueError(f"random_resized_crop is {crop}; expected shares of the area, 0 < least <= greatest <= 1")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"crop_ratio is {ratio}; expected 0 < least <= greatest")
+        return self
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether pictures are left as they are."""
+        return not (self._moves or self.brightness or self.contrast or self.saturation)
+
+    @property
+    def _moves(self) -> bool:
+        return bool(self.random_resized_crop or self.horizontal_flip or self.vertical_flip or self.rotate90)
+
+
+def augment(images: Tensor, config: Augmentation, generator: Generator) -> Tensor:
+    """Randomly changed pictures; the same generator state gives the same result.
+
+    Args:
+        images: (B, 3, R, R) uint8.
+        config: Which changes to make.
+        generator: Source of chance, on the CPU or on the device of the pictures. The draws of a CPU generator do
+            not depend on where the pictures lie.
+
+    Returns:
+        (B, 3, R, R) uint8; the input itself when there is nothing to do.
+
+    Raises:
+        ValueError: The pictures are not uint8, not square or have not three channels.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"augment expects uint8 pictures (B, 3, R, R), found {images.dtype} {tuple(images.shape)}")
+    if config.is_identity or not len(images):
+        return images
+    geometry = _geometry(len(images), config, generator)
+    factors = _colour_factors(len(images), config, generator)
+    pixels = images.float()
+    if geometry is not None:
+        grid = functional.affine_grid(geometry.to(images.device), list(pixels.shape), align_corners=False)
+        mode = "bicubic" if config.random_resized_crop else "nearest"  # turns and flips alone move whole pixels
+        pixels = functional.grid_sample(pixels, grid, mode=mode, padding_mode="reflection", align_corners=False)
+        pixels = pixels.clamp_(0, 255)
+    for name, factor in factors.items():
+        pixels = _ADJUST[name](pixels, factor.to(images.device).view(-1, 1, 1, 1)).clamp_(0, 255)
+    return pixels.round_().to(torch.uint8)
+
+
+def normalise(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """``(images / 255 - mean) / std``, in one pass.
+
+    Args:
+        images: (B, 3, R, R) uint8.
+        mean: Mean per channel, for pixels in [0, 1].
+        std: Standard deviation per channel, likewise.
+        dtype: Of the result.
+
+    Returns:
+        (B, 3, R, R) in the memory order of ``images``.
+    """
+    centre = torch.tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    deviation = torch.tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    return torch.addcmul(-centre / deviation, images.float(), 1 / (255 * deviation)).to(dtype)
+
+
+def _geometry(batch: int, config: Augmentation, generator: Generator) -> Tensor | None:
+    """(B, 2, 3) maps from places in the result to places in the picture, both in [-1, 1], or None for the identity."""
+    if not config._moves:
+        return None
+    device = generator.device
+    turn = torch.eye(2, device=device).repeat(batch, 1, 1)
+    if config.rotate90:
+        # Turns 0 to 3; the draw decides both whether and how far.
+        draw = torch.rand(batch, generator=generator, device=device) / config.rotate90
+        quarter = torch.where(draw < 1, 1 + (3 * draw).long().clamp(max=2), 0)
+        cosine = torch.tensor([1.0, 0.0, -1.0, 0.0], device=device)[quarter]
+        sine = torch.tensor([0.0, 1.0, 0.0, -1.0], device=device)[quarter]
+        turn = torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2)
+    for row, chance in enumerate((config.horizontal_flip, config.vertical_flip)):
+        if chance:
+            mirrored = torch.rand(batch, generator=generator, device=device) < chance
+            turn[:, row] *= torch.where(mirrored, -1.0, 1.0).unsqueeze(-1)
+    shift = torch.zeros(batch, 2, device=device)
+    if config.random_resized_crop:
+        size, shift = _crop(batch, config.random_resized_crop, config.crop_ratio, generator)
+        turn = size.unsqueeze(-1) * turn
+    return torch.cat([turn, shift.unsqueeze(-1)], -1)
+
+
+def _crop(
+    batch: int, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Sizes and centres of crops, each (B, 2) as (x, y), in units where the picture reaches from -1 to 1."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(_TRIES, batch, generator=generator, device=generator.device)
+
+    area, shape = uniform(*scale), uniform(math.log(ratio[0]), math.log(ratio[1])).exp()
+    sizes = torch.stack([(area * shape).sqrt(), (area / shape).sqrt()], -1)
+    fits = (sizes <= 1).all(-1)
+    first = torch.where(fits.any(0), fits.int().argmax(0), 0)
+    size = sizes[first, torch.arange(batch, device=first.device)].clamp(max=1)  # clamped only where no draw fits
+    place = 2 * torch.rand(batch, 2, generator=generator, device=generator.device) - 1
+    return size, place * (1 - size)
+
+
+def _colour_factors(batch: int, config: Augmentation, generator: Generator) -> dict[str, Tensor]:
+    """(B,) factors of the colour changes asked for, in the order they are made."""
+    strengths = {name: getattr(config, name) for name in _ADJUST}
+    return {
+        name: 1 + strength * (2 * torch.rand(batch, generator=generator, device=generator.device) - 1)
+        for name, strength in strengths.items()
+        if strength
+    }
+
+
+def _brightness(pixels: Tensor, factor: Tensor) -> Tensor:
+    return pixels * factor
+
+
+def _contrast(pixels: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(rgb_to_grayscale(pixels).mean((-3, -2, -1), keepdim=True), pixels, factor)
+
+
+def _saturation(pixels: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(rgb_to_grayscale(pixels), pixels, factor)
+
+
+_ADJUST = {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation}

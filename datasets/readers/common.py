@@ -1,0 +1,123 @@
+"""What readers of picture files share: labels, names of picture files, the last step to a split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from petlbench.datasets.options import FileOptions
+from petlbench.datasets.split import DataError, FileImage, Split
+
+UCM_CLASSES = (
+    "agricultural", "airplane", "baseballdiamond", "beach", "buildings", "chaparral", "denseresidential", "forest",
+    "freeway", "golfcourse", "harbor", "intersection", "mediumresidential", "mobilehomepark", "overpass", "parkinglot",
+    "river", "runway", "sparseresidential", "storagetanks", "tenniscourt",
+)  # fmt: skip
+"""The 21 classes of UC Merced Land Use; picture n of UCM-Captions is of class (n - 1) // 100."""
+
+_PREFIX = re.compile(r"(?P<label>.*[^\W\d_])[_-]?\d+")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One annotated picture: its name, its captions, its scene class (None: unknown)."""
+
+    name: str
+    captions: Sequence[str]
+    label: str | None
+
+
+def label_of(name: str, rule: str) -> str | None:
+    """The scene class that a file name tells, or None.
+
+    Args:
+        name: File name, e.g. ``airport_12.jpg`` or ``1785.tif``.
+        rule: ``prefix`` (``airport``), ``ucm_number`` (class of the UC Merced number) or ``none``.
+    """
+    stem = PurePosixPath(name).stem
+    if rule == "prefix":
+        match = _PREFIX.fullmatch(stem)
+        return match["label"] if match else None
+    if rule == "ucm_number" and stem.isascii() and stem.isdigit() and 1 <= int(stem) <= 100 * len(UCM_CLASSES):
+        return UCM_CLASSES[(int(stem) - 1) // 100]
+    return None
+
+
+def check_name(name: str, place: str) -> None:
+    """Refuse a picture name that leads out of the picture folder.
+
+    Raises:
+        DataError: The name is absolute or goes up a folder.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{place}: the picture name {name!r} leads out of the picture folder; expected one inside")
+
+
+def make_splits(entries: dict[str, list[Entry]], images: Path, options: FileOptions) -> dict[str, Split]:
+    """Splits from entries; classes are numbered alphabetically over all splits.
+
+    Args:
+        entries: Entries by split name.
+        images: Folder of the pictures.
+        options: ``extension`` and ``blank`` are heeded here (``error`` is the reader's affair: it knows the line).
+    """
+    known = {entry.label for listed in entries.values() for entry in listed} - {None}
+    classes = tuple(sorted(label for label in known if label is not None))
+    number = {label: index for index, label in enumerate(classes)}
+    suffix = f".{options.extension.lstrip('.')}" if options.extension else None
+    splits: dict[str, Split] = {}
+    for name in ("train", "val", "test"):
+        if name not in entries:
+            continue
+        listed = entries[name]
+        split = Split(
+            name=name,
+            images=tuple(FileImage(_file(images, entry.name, suffix), entry.name) for entry in listed),
+            captions=tuple(caption for entry in listed for caption in entry.captions),
+            owner=np.repeat(np.arange(len(listed)), [len(entry.captions) for entry in listed]).astype(np.int64),
+            labels=np.array([number.get(entry.label or "", -1) for entry in listed], np.int64) if classes else None,
+            classes=classes,
+        )
+        splits[name] = without_blanks(split) if options.blank == "drop" else split
+    return splits
+
+
+def without_blanks(split: Split) -> Split:
+    """The split without captions that hold no visible character, and without pictures left with no caption."""
+    keep = np.array([bool(caption.strip()) for caption in split.captions], dtype=bool)
+    described = np.zeros(len(split.images), dtype=bool)
+    described[split.owner[keep]] = True
+    if keep.all() and described.all():
+        return split
+    renumbered = np.cumsum(described) - 1
+    return replace(
+        split,
+        images=_pick(split.images, described),
+        captions=_pick(split.captions, keep),
+        owner=renumbered[split.owner[keep]].astype(np.int64),
+        labels=None if split.labels is None else split.labels[described],
+    )
+
+
+def repeated(names: Iterable[str]) -> tuple[str, int, int] | None:
+    """The first name that occurs twice, with both places (from 0), or None."""
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if name in seen:
+            return name, seen[name], index
+        seen[name] = index
+    return None
+
+
+def _pick(things: tuple, mask: np.ndarray) -> tuple:
+    return tuple(thing for thing, wanted in zip(things, mask, strict=True) if wanted)
+
+
+def _file(folder: Path, name: str, suffix: str | None) -> Path:
+    path = folder / name
+    return path.with_suffix(suffix) if suffix else path

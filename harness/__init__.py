@@ -1,0 +1,1 @@
+"""Plan, schedule, train, evaluate, record."""

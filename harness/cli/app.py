@@ -1,0 +1,56 @@
+"""The `benchmark` command: mounts the verbs and turns user errors into one clear message."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from petlbench.errors import PetlbenchError
+from petlbench.harness.cli.check import check
+from petlbench.harness.cli.data import data
+from petlbench.harness.cli.leaderboard import leaderboard
+from petlbench.harness.cli.ls import ls
+from petlbench.harness.cli.new_method import new_method
+from petlbench.harness.cli.plan import plan
+from petlbench.harness.cli.run import run
+
+app = typer.Typer(
+    name="benchmark",
+    help="Compare ways of fine-tuning a vision-language model for remote-sensing image-text retrieval.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run)
+app.command("plan")(plan)
+app.command("leaderboard")(leaderboard)
+app.add_typer(ls, name="ls")
+app.add_typer(data, name="data")
+app.command("check")(check)
+app.command("new-method")(new_method)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        from petlbench import __version__
+
+        typer.echo(f"petlbench {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the console scripts."""
+    try:
+        app()
+    except PetlbenchError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+    except OSError as error:
+        # A full or unwritable disk is the user's to mend; the path is in the message.
+        typer.secho(f"error: {error.strerror or error}: {error.filename or 'unknown file'}", fg="red", err=True)
+        sys.exit(2)

@@ -1,0 +1,138 @@
+"""`benchmark ls`: what there is."""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ls = typer.Typer(help="List methods, datasets, backbones or results.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Pattern = Annotated[str, typer.Argument(help="Wildcard, e.g. '*clip*'.")]
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool, columns: list[str]) -> None:
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if row[c] is None else str(row[c])) for c in columns))
+    Console().print(table)
+
+
+@ls.command("methods")
+def methods(
+    pattern: Pattern = "*",
+    plugin: Annotated[
+        list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A method file of your own.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Methods: built in, from installed packages, and from --plugin files."""
+    from petlbench.methods import registry
+
+    rows = []
+    for name, source in registry.discover(plugin or ()).items():
+        if not fnmatch.fnmatch(name, pattern):
+            continue
+        cls = registry.load(source)
+        rows.append(
+            {
+                "name": name,
+                "title": cls.title,
+                "backbones": ", ".join(cls.kinds),
+                "presets": ", ".join(cls.presets),
+                "origin": source.origin,
+                "paper": cls.paper,
+                "code": cls.code,
+                "licence": cls.licence,
+                "config": {k: str(f.default) for k, f in cls.Config.model_fields.items()},
+                "space": sorted(cls.space),
+            }
+        )
+    _print(rows, as_json, ["name", "title", "backbones", "presets", "origin", "paper"])
+
+
+@ls.command("datasets")
+def datasets(pattern: Pattern = "*", as_json: Json = False) -> None:
+    """Cards of data sets that come with petlbench."""
+    from petlbench.datasets.registry import list_cards, load_card
+
+    rows = []
+    for name in list_cards():
+        if fnmatch.fnmatch(name, pattern):
+            card = load_card(name)
+            expected = {split: counts.model_dump(exclude_none=True) for split, counts in card.expected.items()}
+            sizes = " / ".join(str(counts["images"]) for counts in expected.values())
+            rows.append(
+                {
+                    "name": name,
+                    "title": card.title,
+                    "format": card.format,
+                    "images train/val/test": sizes,
+                    "licence": card.licence,
+                    "citation": card.citation,
+                    "expected": expected,
+                    "notes": list(card.notes),
+                }
+            )
+    _print(rows, as_json, ["name", "title", "format", "images train/val/test", "licence"])
+
+
+@ls.command("backbones")
+def backbones(pattern: Pattern = "*", as_json: Json = False) -> None:
+    """Backbones: the project's own and every open_clip architecture."""
+    from petlbench.methods.backbones.registry import list_backbones
+
+    rows = [
+        {"name": b.name, "kind": b.kind, "zero-shot": "yes" if b.aligned else "no", "what": b.line}
+        for b in list_backbones()
+        if fnmatch.fnmatch(b.name, pattern)
+    ]
+    _print(rows, as_json, ["name", "kind", "zero-shot", "what"])
+
+
+@ls.command("results")
+def results(
+    folder: Annotated[Path, typer.Option("--results", help="Folder of records.")] = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Records in a results folder, failed ones too; a corrupt file is an error after the list."""
+    from petlbench.harness.record import RecordError, find_records, read_record
+
+    rows, problems = [], []
+    for path in find_records(folder):
+        try:
+            record = read_record(path)
+        except RecordError as error:
+            problems.append(str(error))
+            continue
+        test = record.metrics.get("test")
+        rows.append(
+            {
+                "method": record.method.name,
+                "dataset": record.spec["dataset"]["name"],
+                "backbone": record.spec["backbone"]["name"],
+                "seed": record.spec["seed"],
+                "status": record.status,
+                "mR": round(test.recalls["mR"], 2) if test else None,
+                "finished": record.provenance.get("finished"),
+                "record": path.relative_to(folder).as_posix(),
+                "error": record.error.message if record.error else None,
+            }
+        )
+    _print(rows, as_json, ["method", "dataset", "backbone", "seed", "status", "mR", "finished", "record"])
+    if problems:
+        raise RecordError("\n".join(problems))

@@ -1,0 +1,126 @@
+"""A split as a trial uses it: shared uint8 pictures, tokens of the distinct captions, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from petlbench.datasets.augment import augment, normalise
+from petlbench.datasets.cache import CachedImages, prepare
+from petlbench.datasets.split import Split
+from petlbench.harness.features import Pooled
+from petlbench.methods.backbones.base import DualEncoder, Tokens
+from petlbench.methods.base import Batch
+from petlbench.methods.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """One split, ready for a backbone.
+
+    Attributes:
+        split: Captions, ownership, labels.
+        images: (N, R, R, 3) uint8 pictures, mapped from the cache that all trials of the machine share.
+        tokens: Tokens of the U distinct captions, in order of their ids.
+    """
+
+    split: Split
+    images: CachedImages
+    tokens: Tokens
+
+    @classmethod
+    def open(cls, split: Split, backbone: DualEncoder, workers: int | None = None) -> SplitData:
+        """Prepare (or find) the pictures at the backbone's resolution and tokenise each distinct caption once."""
+        return cls(split, prepare(split, backbone.resolution, workers=workers), backbone.tokenize(split.distinct))
+
+
+def epoch_order(split: Split, sampling: str, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """Caption indices of every batch of one epoch; a function of seed and epoch alone, so that a resumed trial agrees.
+
+    Args:
+        split: The training split.
+        sampling: ``caption``: all M captions. ``image``: one random caption of each of the N pictures.
+        batch_size: Pairs per batch; a last, smaller batch is dropped unless it is the only one.
+        seed: The trial's seed.
+        epoch: Counted from 1.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    if sampling == "image":
+        order = np.argsort(split.owner, kind="stable")
+        counts = np.bincount(split.owner, minlength=len(split.images))
+        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        has = np.flatnonzero(counts)
+        chosen = order[starts[has] + rng.integers(0, counts[has])]
+    else:
+        chosen = np.arange(len(split.captions))
+    chosen = rng.permutation(chosen)
+    whole = len(chosen) // batch_size
+    if whole == 0:
+        return [chosen]
+    return list(chosen[: whole * batch_size].reshape(whole, batch_size))
+
+
+def training_batches(
+    data: SplitData,
+    backbone: DualEncoder,
+    recipe: Recipe,
+    seed: int,
+    epoch: int,
+    device: torch.device,
+    pooled: Pooled | None = None,
+) -> Iterator[Batch]:
+    """The batches of one epoch on ``device``; the next one is gathered while the current one is trained on."""
+    order = epoch_order(data.split, recipe.sampling, recipe.batch_size, seed, epoch)
+    generator = torch.Generator(device=device).manual_seed(seed * 1_000_003 + epoch)
+
+    def collect(rows: NDArray[np.int64]) -> Batch:
+        return make_batch(data, backbone, rows, recipe, device, generator, pooled)
+
+    if device.type == "cpu":  # a second thread would only compete for the cores that train
+        yield from map(collect, order)
+        return
+    with ThreadPoolExecutor(1) as ahead:
+        upcoming = ahead.submit(collect, order[0])
+        for rows in order[1:]:
+            current, upcoming = upcoming.result(), ahead.submit(collect, rows)
+            yield current
+        yield upcoming.result()
+
+
+def make_batch(
+    data: SplitData,
+    backbone: DualEncoder,
+    rows: NDArray[np.int64],
+    recipe: Recipe,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+    pooled: Pooled | None = None,
+) -> Batch:
+    """Gather the pairs of the given captions; pictures travel as uint8 and are augmented and normalised on the device."""
+    split = data.split
+    owner, text = split.owner[rows], split.text_ids[rows]
+    labels = None if split.labels is None else torch.from_numpy(split.labels[owner]).to(device)
+    ids = {
+        "image_ids": torch.from_numpy(owner).to(device),
+        "text_ids": torch.from_numpy(text).to(device),
+        "labels": labels,
+    }
+    if pooled is not None:
+        image_pooled = pooled.image[torch.from_numpy(owner)].to(device)
+        text_pooled = pooled.text[torch.from_numpy(text)].to(device)
+        return Batch(None, None, image_pooled=image_pooled, text_pooled=text_pooled, **ids)
+    raw = data.images.gather(owner).to(device, non_blocking=True)
+    images = normalised(augment(raw, recipe.augmentation, generator) if generator else raw, backbone)
+    tokens = data.tokens[torch.from_numpy(text)]
+    return Batch(images, (tokens.trimmed() if backbone.trims_text else tokens).to(device), **ids)
+
+
+def normalised(raw: Tensor, backbone: DualEncoder) -> Tensor:
+    """(B, 3, R, R) uint8 to float by the backbone's own mean and deviation."""
+    return normalise(raw, backbone.provenance.mean, backbone.provenance.std)

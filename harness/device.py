@@ -1,0 +1,63 @@
+"""The device of a trial and how its memory is measured."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+
+def choose_device() -> torch.device:
+    """The GPU that Ray gave this process, or the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux: fall through to the generic name
+    return os.uname().machine if hasattr(os, "uname") else "cpu"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (CPU and GPU)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring peaks anew (a worker process may have run another trial before)."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="ascii"
+        )  # Linux: reset the high-water mark of this process
+    except OSError:
+        pass  # not Linux or not permitted: the mark then covers the whole life of the process
+
+
+def peak_memory(device: torch.device) -> tuple[int, int]:
+    """Peak bytes (allocated, reserved) on a GPU; (resident, 0) of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024, 0
+    except OSError:
+        pass  # not Linux: the present size is the best that is known
+    return psutil.Process().memory_info().rss, 0

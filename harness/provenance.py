@@ -1,0 +1,85 @@
+"""In which world a trial ran: code, packages, machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "petlbench",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "transformers",
+    "peft",
+    "deepspeed",
+    "ray",
+    "numpy",
+    "pillow",
+)
+
+
+def now() -> str:
+    """UTC time, ISO 8601 with seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance(started: str, command: list[str]) -> dict[str, Any]:
+    """Everything needed to tell, later, what produced a record."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "started": started,
+        "finished": now(),
+        "command": command,
+        "git": _git(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": _packages(),
+        "cuda": torch.version.cuda if cuda else None,
+        "gpu": torch.cuda.get_device_name(0) if cuda else None,
+        "gpu_count": torch.cuda.device_count() if cuda else 0,
+    }
+
+
+@lru_cache
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@lru_cache
+def _git() -> dict[str, Any] | None:
+    """Commit and dirtiness of the checkout that holds this file; None for an installed wheel."""
+    here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    status = git("status", "--porcelain", "--untracked-files=no", "--", "src", "harness", "methods", "datasets")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def command_line() -> list[str]:
+    """The command as typed, the program without its folder."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]

@@ -1,0 +1,290 @@
+"""One trial, one JSON record: everything that was asked, everything that came out, and in which world."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from petlbench.errors import PetlbenchError
+
+SCHEMA: Literal[1] = 1
+RECORD_SUFFIX = ".json"
+RANKS_SUFFIX = ".ranks.npz"
+
+
+class RecordError(PetlbenchError):
+    """A record is unreadable, invalid or of an unknown version."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class MethodPart(_Part):
+    """Which code was tested."""
+
+    name: str
+    title: str
+    origin: str
+    """``petlbench`` for built-ins, else the distribution or file name of the plugin."""
+    sha256: str
+    """Of the method's source file."""
+
+
+class SplitPart(_Part):
+    """One split as it was used."""
+
+    images: int
+    captions: int
+    distinct_captions: int
+    sha256: str
+    ceiling: dict[str, float] | None = None
+    """Best possible text-to-image recalls with equal strings tied, percent."""
+    class_only: dict[str, float] | None = None
+    """Expected recalls of an oracle that knows only the scene class, percent."""
+
+
+class DataPart(_Part):
+    """Which data was used."""
+
+    name: str
+    title: str
+    card_version: str
+    splits: dict[str, SplitPart]
+
+
+class SelectionPart(_Part):
+    """How the evaluated weights were chosen."""
+
+    rule: Literal["best_val", "last", "test_max", "none"]
+    epoch: int | None
+    """Counted from 1; 0 is the untrained model; None where nothing was trained."""
+    val_mR: float | None
+    budget_trials: int = 1
+    """Configurations tried on validation to find this one, itself included."""
+
+
+class MetricsPart(_Part):
+    """Recalls of one split, percent."""
+
+    recalls: dict[str, float]
+    """Under the main tie rule: i2t_r1 ... t2i_r10, mR."""
+    other_rules: dict[str, dict[str, float]] = Field(default_factory=dict)
+    tie_rule: str
+    metric_version: int
+    scoring: Literal["embeddings", "pairs", "two_stage"] = "embeddings"
+    """``embeddings``: dot products; ``pairs``: a cross encoder scored every pair; ``two_stage``: only a shortlist."""
+
+
+class ParamsPart(_Part):
+    """Sizes, in scalars unless said otherwise."""
+
+    trained: int
+    trained_new_heads: int = 0
+    """Part of ``trained`` that joins unaligned towers and is trained by every method on such a backbone."""
+    total: int
+    added_at_inference: int
+    stored_bytes: int
+    """Size of the trained tensors on disk (safetensors)."""
+
+
+class CostPart(_Part):
+    """Measured cost; bytes and seconds."""
+
+    train_s: float
+    eval_s: float
+    samples_per_s: float | None
+    steps: int
+    peak_memory: int | None
+    """Peak allocated device memory, or peak resident memory of the process on CPU."""
+    peak_reserved: int | None = None
+    memory_kind: Literal["cuda_allocated", "process_resident"]
+    device: str
+    threads: int
+    concurrent_trials: int = 1
+    """Trials that could run at the same time on the machine; cost columns are comparable only where equal."""
+    cached_features: bool = False
+    """Frozen towers were run once and their pooled outputs kept (their cost is in ``cache_s``)."""
+    cache_s: float = 0.0
+
+
+class EpochPart(_Part):
+    """One line of the learning curve."""
+
+    epoch: int
+    loss: float | None
+    parts: dict[str, float] = Field(default_factory=dict)
+    lr: float | None
+    val_mR: float | None
+    seconds: float
+
+
+class ErrorPart(_Part):
+    """Why a trial failed."""
+
+    type: str
+    message: str
+    traceback: str
+
+
+class Record(_Part):
+    """Schema version 1. See ``results/README.md``."""
+
+    schema_version: Literal[1] = SCHEMA
+    spec_id: str
+    status: Literal["ok", "failed", "stopped"]
+    spec: dict[str, Any]
+    """All resolved values; ``spec_id`` is its hash."""
+    method: MethodPart
+    backbone: dict[str, Any] | None = None
+    """Provenance of the pretrained weights."""
+    data: DataPart | None = None
+    selection: SelectionPart | None = None
+    metrics: dict[str, MetricsPart] = Field(default_factory=dict)
+    """By split."""
+    params: ParamsPart | None = None
+    cost: CostPart | None = None
+    curve: list[EpochPart] = Field(default_factory=list)
+    audit: dict[str, str] = Field(default_factory=dict)
+    """Check name to ``ok`` or the reason it does not apply."""
+    provenance: dict[str, Any]
+    artifacts: dict[str, str] = Field(default_factory=dict)
+    """File names beside the record: ``ranks``, ``weights``."""
+    error: ErrorPart | None = None
+
+    @field_validator("spec_id")
+    @classmethod
+    def _hex(cls, value: str) -> str:
+        if len(value) != 64 or any(c not in "0123456789abcdef" for c in value):
+            raise ValueError("spec_id must be 64 lower-case hexadecimal digits")
+        return value
+
+
+def record_path(root: Path, spec: dict[str, Any], spec_id: str) -> Path:
+    """``ROOT/<dataset>/<method>/<backbone>-s<seed>-<first 8 of spec_id>.json``."""
+    backbone = str(spec["backbone"]["name"]).replace("/", "_").replace(":", "_")
+    name = f"{backbone}-s{spec['seed']}-{spec_id[:8]}{RECORD_SUFFIX}"
+    return root / spec["dataset"]["name"] / spec["method"]["name"] / name
+
+
+def write_record(record: Record, path: Path) -> Path:
+    """Write atomically: a temporary file beside ``path``, flushed to disk, then renamed over it.
+
+    Raises:
+        RecordError: A number is NaN or infinite (not valid JSON); the message names its key. Nothing is written.
+        OSError: The folder cannot be written.
+    """
+    # Looked for before the dump to JSON types, which turns NaN inside free-form parts (spec, provenance) into null.
+    if key := _nan_at(record.model_dump()):
+        raise RecordError(
+            f"record for {path}: key `{key}` is NaN or infinite, expected a finite number or null; "
+            "the trial diverged or a measurement failed, so record it as failed"
+        )
+    text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    write_atomically(path, f"{text}\n".encode())
+    return path
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Write bytes so that a reader sees the old file or the whole new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_record(path: Path) -> Record:
+    """Read, migrate and validate one record.
+
+    Raises:
+        RecordError: Naming the file, the key, what was found and what to do.
+    """
+    hint = "move it away (the trial will run again), or restore it from version control"
+    try:
+        payload = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: not a JSON record ({error}); {hint}") from error
+    if not isinstance(payload, dict) or "schema_version" not in payload:
+        raise RecordError(f"{path}: no key `schema_version`, so this is not a petlbench record; {hint}")
+    payload = migrate(payload, path)
+    if key := _nan_at(payload):  # Python's reader takes NaN and 1e999, which JSON does not have
+        raise RecordError(f"{path}: key `{key}` is NaN or infinite, expected a finite number or null; {hint}")
+    try:
+        return Record.model_validate(payload)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        found = "" if first["type"] == "missing" else f" (found {repr(first['input'])[:80]})"
+        raise RecordError(f"{path}: key `{where}`: {first['msg']}{found}; {hint}") from error
+
+
+MIGRATIONS: dict[int, Any] = {}
+"""One function per old schema version, from its payload to the next version's."""
+
+
+def migrate(payload: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Bring an old payload to the current schema version.
+
+    Raises:
+        RecordError: No chain of :data:`MIGRATIONS` leads from the payload's version to the current one.
+    """
+    version = payload["schema_version"]
+    while version != SCHEMA:
+        if not isinstance(version, int) or version not in MIGRATIONS:
+            readable = ", ".join(map(str, [*sorted(MIGRATIONS), SCHEMA]))
+            raise RecordError(
+                f"{path}: key `schema_version` is {version!r}, this petlbench reads {readable}; "
+                "upgrade petlbench or move the file away"
+            )
+        payload = MIGRATIONS[version](payload)
+        version = payload["schema_version"]
+    return payload
+
+
+def find_records(root: Path) -> Iterator[Path]:
+    """Record files ``root/*/*/*.json``, sorted; hidden files and the folders ``schema`` and ``boards`` are left out."""
+    if not root.is_dir():
+        return
+    for path in sorted(root.glob("*/*/*" + RECORD_SUFFIX)):
+        relative = path.relative_to(root)
+        if not any(part.startswith(".") for part in relative.parts) and relative.parts[0] not in {"schema", "boards"}:
+            yield path
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the current version."""
+    return Record.model_json_schema()
+
+
+def schema_text() -> str:
+    """The content of ``results/schema/record.v1.json``; printed by ``python -m petlbench.harness.record``."""
+    return json.dumps(json_schema(), indent=1, sort_keys=True) + "\n"
+
+
+def _nan_at(value: Any, place: str = "") -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return place or "."
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, inner in items:
+        if found := _nan_at(inner, f"{place}.{key}".lstrip(".")):
+            return found
+    return ""
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")

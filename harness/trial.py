@@ -1,0 +1,301 @@
+"""One trial from spec to record: read it top to bottom and you know how a row of the board came about."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+from torch import nn
+
+from petlbench.datasets.card import Card
+from petlbench.datasets.load import load
+from petlbench.datasets.registry import load_card
+from petlbench.datasets.split import DataError, Split
+from petlbench.harness import audit, metrics
+from petlbench.harness.checkpoint import Checkpoints, Progress
+from petlbench.harness.data import SplitData, make_batch
+from petlbench.harness.device import choose_device, device_name, peak_memory, reset_peak_memory, seed_everything
+from petlbench.harness.evaluate import evaluate, metrics_part
+from petlbench.harness.features import pooled_features
+from petlbench.harness.fit import Study, fit
+from petlbench.harness.provenance import now, provenance
+from petlbench.harness.record import (
+    RANKS_SUFFIX,
+    CostPart,
+    DataPart,
+    EpochPart,
+    ErrorPart,
+    MethodPart,
+    ParamsPart,
+    Record,
+    SelectionPart,
+    SplitPart,
+    record_path,
+    write_record,
+)
+from petlbench.harness.spec import Trial
+from petlbench.methods import registry
+from petlbench.methods.backbones.base import DualEncoder
+from petlbench.methods.backbones.registry import load_backbone
+from petlbench.methods.base import Method, MethodError, count
+from petlbench.methods.recipe import LossConfig, Recipe
+
+WEIGHTS_SUFFIX = ".weights.safetensors"
+_AUDIT_ROWS = 4
+
+
+class TrialBusy(RuntimeError):
+    """Another process is running the same trial."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a trial is put together from."""
+
+    card: Card
+    splits: dict[str, Split]
+    backbone: DualEncoder
+    method: Method
+    recipe: Recipe
+    origin: str
+
+
+def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None] = lambda line: None) -> Record:
+    """Run a trial and write its record; a failure is recorded too, then raised.
+
+    Raises:
+        TrialBusy: The trial is running elsewhere; nothing was touched.
+        Exception: Whatever went wrong, after a record with status ``failed`` was written.
+    """
+    work = Path(trial.paths.work) / trial.spec.spec_id[:16]
+    work.mkdir(parents=True, exist_ok=True)
+    path = record_path(Path(trial.paths.results), trial.spec.model_dump(mode="json"), trial.spec.spec_id)
+    started = now()
+    try:
+        with FileLock(str(work) + ".lock", timeout=0):
+            try:
+                record = _run(trial, path, Checkpoints(work), started, report)
+            except Exception as error:
+                write_record(failed_record(trial, started, error), path)
+                raise
+            write_record(record, path)
+            Checkpoints(work).clear()
+            return record
+    except Timeout as error:
+        raise TrialBusy(f"{trial.spec.label}: another process is running this trial (lock {work}.lock)") from error
+
+
+def _run(
+    trial: Trial, path: Path, checkpoints: Checkpoints, started: str, report: Callable[[dict[str, Any]], None]
+) -> Record:
+    spec = trial.spec
+    torch.set_num_threads(trial.paths.threads)
+    device = choose_device()
+    seed_everything(spec.seed)
+
+    # Data, backbone, method: everything is found or refused before anything is computed.
+    parts = assemble(trial)
+    method, backbone, recipe = parts.method, parts.backbone.to(device), parts.recipe
+    select_on = "test" if spec.protocol.selection == "test_max" else "val"
+    train = SplitData.open(parts.splits["train"], backbone)
+    select = SplitData.open(parts.splits[select_on], backbone)
+
+    # Head-only methods never change what the towers put out, so it is computed once and shared by all trials.
+    cached = method.head_only and (not method.trains or recipe.augmentation.is_identity)
+    began = time.perf_counter()
+    if cached and method.trains:
+        study = Study(train, select, *(pooled_features(s, backbone, recipe.precision, device) for s in (train, select)))
+    else:
+        study = Study(train, select)
+    cache_s = time.perf_counter() - began
+
+    # Build, freeze, audit.
+    probe = make_batch(train, backbone, train_rows(train.split), recipe, device, pooled=study.train_pooled)
+    before = audit.embed_untouched(backbone, probe, device)
+    expected = method.expected_trainable(backbone)
+    base_size = sum(p.numel() for p in backbone.parameters())
+    seed_everything(spec.seed)
+    model = method.build(backbone).to(device)
+    new_heads = set(_names_in(model, backbone, backbone.new_parameters())) if method.trains else set()
+    own = set(method.trainable(model)) - new_heads
+    trainable = [n for n, _ in model.named_parameters() if n in own or n in new_heads]
+    audit.freeze_all_but(model, trainable, method.name)
+    checks = {"count": audit.check_count(method, model, own, expected)}
+    checks["identity_start"] = audit.check_identity(method, before, audit.embed_for_audit(method, model, probe, device))
+    checks["gradients"] = (
+        audit.check_gradients(method, model, set(trainable), probe) if method.trains else "nothing is trained"
+    )
+    frozen = audit.frozen_hash(model, set(trainable))
+
+    # Train, select on validation.
+    reset_peak_memory(device)
+    if method.trains:
+        progress = fit(spec, recipe, method, model, backbone, trainable, study, checkpoints, report, device)
+    else:
+        progress = Progress()
+    checks["frozen"] = audit.check_frozen(method, frozen, audit.frozen_hash(model, set(trainable)))
+
+    # The test split is opened here for the first time, and measured once.
+    began = time.perf_counter()
+    test = SplitData.open(parts.splits["test"], backbone)
+    pooled = pooled_features(test, backbone, recipe.precision, device) if cached else None
+    ranks = evaluate(method, model, backbone, test, recipe.precision, device, pooled)
+    eval_s = progress.eval_s + time.perf_counter() - began
+    allocated, reserved = peak_memory(device)
+
+    # Ranks and weights first, so that a record never points at files that do not exist.
+    ranks_path = path.with_suffix("").with_name(path.stem + RANKS_SUFFIX)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ranks.save(ranks_path)
+    weights_path = Path(trial.paths.work) / "weights" / (path.stem + WEIGHTS_SUFFIX)
+    stored = _save_weights(model, set(trainable), weights_path)
+
+    rule = spec.protocol.selection if method.trains else "none"
+    trained = count(model, trainable)
+    pairs = progress.steps * min(recipe.batch_size, len(train.split.captions))
+    return Record(
+        spec_id=spec.spec_id,
+        status="ok",
+        spec=spec.model_dump(mode="json"),
+        method=_method_part(method, parts.origin),
+        backbone=backbone.provenance.model_dump(mode="json"),
+        data=_data_part(parts.card, parts.splits),
+        selection=SelectionPart(rule=rule, epoch=progress.best_epoch, val_mR=progress.best_mR),
+        metrics={"test": metrics_part(ranks)},
+        params=ParamsPart(
+            trained=trained,
+            trained_new_heads=count(model, new_heads),
+            total=sum(p.numel() for p in model.parameters()),
+            added_at_inference=method.added_at_inference(sum(p.numel() for p in model.parameters()) - base_size),
+            stored_bytes=stored,
+        ),
+        cost=CostPart(
+            train_s=progress.train_s,
+            eval_s=eval_s,
+            samples_per_s=pairs / progress.train_s if progress.train_s else None,
+            steps=progress.steps,
+            peak_memory=max(progress.peak_memory, 0 if method.trains else allocated),
+            peak_reserved=max(progress.peak_reserved, reserved) if device.type == "cuda" else None,
+            memory_kind="cuda_allocated" if device.type == "cuda" else "process_resident",
+            device=device_name(device),
+            threads=trial.paths.threads,
+            concurrent_trials=trial.paths.concurrent_trials,
+            cached_features=cached,
+            cache_s=cache_s,
+        ),
+        curve=[EpochPart(**line) for line in progress.curve],
+        audit=checks,
+        provenance=provenance(started, trial.paths.command),
+        artifacts={"ranks": ranks_path.name},
+    )
+
+
+def assemble(trial: Trial) -> Parts:
+    """Read the data set and build backbone and method, untrained.
+
+    Raises:
+        DataError: The data set is not what the plan saw.
+        BackboneError: The weights are missing or do not fit.
+        MethodError: The method refuses the backbone.
+    """
+    spec, paths = trial.spec, trial.paths
+    card = load_card(paths.dataset_card)
+    options = dict(spec.dataset.options)
+    hashes = options.pop("splits", {})
+    splits = load(card, paths.dataset_root, **options)
+    for name, expected in hashes.items():
+        if splits[name].sha256 != expected:
+            raise DataError(
+                f"data set {card.name}: split {name} has changed since the run was planned; start the run again"
+            )
+    # A weight file's content is named in the spec, its place in the paths.
+    backbone = load_backbone(spec.backbone.name, **{**spec.backbone.options, **paths.weights}, seed=spec.seed)
+    sources = registry.discover(paths.plugins)
+    cls = registry.load(sources[spec.method.name])
+    recipe = Recipe.model_validate(spec.train)
+    method = cls(cls.Config.model_validate(spec.method.options), LossConfig.model_validate(recipe.loss))
+    if reason := method.refuse(backbone):
+        raise MethodError(f"method {method.name} on {backbone.name}: {reason}")
+    return Parts(card, splits, backbone, method, recipe, sources[spec.method.name].origin)
+
+
+def train_rows(split: Split) -> Any:
+    """A few captions of different pictures and different strings, for the audits."""
+    import numpy as np
+
+    rows: list[int] = []
+    seen_images: set[int] = set()
+    seen_texts: set[int] = set()
+    for row, (image, text) in enumerate(zip(split.owner.tolist(), split.text_ids.tolist(), strict=True)):
+        if image not in seen_images and text not in seen_texts:
+            rows.append(row)
+            seen_images.add(image)
+            seen_texts.add(text)
+        if len(rows) == _AUDIT_ROWS:
+            break
+    return np.array(rows, dtype=np.int64)
+
+
+def failed_record(trial: Trial, started: str, error: BaseException) -> Record:
+    """The record of a trial that could not be finished."""
+    name = trial.spec.method.name
+    return Record(
+        spec_id=trial.spec.spec_id,
+        status="failed",
+        spec=trial.spec.model_dump(mode="json"),
+        method=MethodPart(name=name, title=name, origin="unknown", sha256=""),
+        provenance=provenance(started, trial.paths.command),
+        error=ErrorPart(
+            type=type(error).__name__, message=str(error), traceback="".join(traceback.format_exception(error))
+        ),
+    )
+
+
+def _method_part(method: Method, origin: str) -> MethodPart:
+    return MethodPart(name=method.name, title=method.title, origin=origin, sha256=registry.source_sha256(type(method)))
+
+
+def _data_part(card: Card, splits: dict[str, Split]) -> DataPart:
+    found = {}
+    for name, split in splits.items():
+        part = SplitPart(
+            images=len(split.images),
+            captions=len(split.captions),
+            distinct_captions=len(split.distinct),
+            sha256=split.sha256,
+        )
+        if name == "test":
+            part.ceiling = metrics.ceiling(split.owner, split.text_ids)
+            if split.labels is not None:
+                part.class_only = metrics.class_oracle(split.owner, split.labels)
+        found[name] = part
+    return DataPart(name=card.name, title=card.title, card_version=card.version, splits=found)
+
+
+def _names_in(model: nn.Module, backbone: DualEncoder, names: Any) -> list[str]:
+    """Names of backbone parameters as the built model calls them (it may hold the backbone inside)."""
+    by_id = {id(p): n for n, p in model.named_parameters()}
+    own = dict(backbone.named_parameters())
+    return [by_id[id(own[name])] for name in names]
+
+
+def _save_weights(model: nn.Module, trainable: set[str], path: Path) -> int:
+    """Write the trained tensors; their size on disk in bytes (0 where nothing is trained)."""
+    tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if n in trainable}
+    if not tensors:
+        return 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file(tensors, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path.stat().st_size

@@ -1,0 +1,50 @@
+"""A board in the terminal: the few columns that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from petlbench.leaderboard import text
+from petlbench.leaderboard.load import METRICS
+from petlbench.leaderboard.markdown import NAMES, marks
+from petlbench.leaderboard.table import Table
+
+_SHOWN = ("i2t_r1", "t2i_r1")
+_TERMS = ("Marks", "Toy")
+
+
+def render_console(tables: Sequence[Table], console: Console) -> None:
+    """Print one compact table per setting; strings of records are shown as they are, never as rich markup."""
+    for table in tables:
+        grid = RichTable(title=Text(text.plain(table.title)), title_justify="left")
+        grid.add_column("#", justify="right")
+        grid.add_column("method", overflow="fold")
+        for name in (*(NAMES[metric] for metric in _SHOWN), "mR", "mR 95 %", "n", "trained", "train s"):
+            grid.add_column(name, justify="right", no_wrap=True)
+        for row in table.rows:
+            cells = [
+                str(row.rank),
+                f"{text.plain(row.label)} {marks(row)}".rstrip(),
+                *(text.percent(row.mean[metric], 1) for metric in _SHOWN),
+                text.spread(row.mean["mR"], row.sd["mR"]),
+                text.interval(row.interval),
+                str(row.n),
+                text.count(row.trained),
+                text.quantity(row.train_s),
+            ]
+            grid.add_row(*(Text(cell) for cell in cells), style="bold" if row.rank == 1 else "")
+        grid.add_section()
+        for name, recalls in table.references:
+            values = [text.percent(recalls.get(metric), 1) for metric in _SHOWN]
+            cells = ["", name, *values, text.percent(recalls.get(METRICS[-1]))]
+            grid.add_row(*(Text(cell) for cell in cells), style="italic dim")
+        console.print(grid)
+        for term, said in table.facts:
+            if term in _TERMS:
+                console.print(Text(text.plain(said)), style="dim")
+        for note in table.notes:
+            console.print(Text(f"Note: {text.plain(note)}"), style="yellow")

@@ -1,0 +1,164 @@
+"""What a table's header and footnotes say, as plain text (the writers escape it)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from petlbench.harness.record import DataPart
+from petlbench.leaderboard import statistics
+from petlbench.leaderboard.group import Setting
+from petlbench.leaderboard.load import canonical
+from petlbench.leaderboard.row import MIN_SEEDS, Row, cost_conditions
+
+FEW_SEEDS, WITHIN_NOISE, SEEDS_OVERLAP = "†", "≈", "◦"
+
+TOY = (
+    "This is a toy domain made to exercise the harness. Its scores compare methods with each other here and compare "
+    "with no published number."
+)
+
+_ORDER = {"train": 0, "val": 1, "test": 2}
+_RULES = {
+    "best_val": "the epoch with the best mR on the validation split, evaluated once on test.",
+    "last": "the last epoch, evaluated once on test.",
+    "test_max": "the best epoch ON TEST, as many papers do; optimistic, for measuring that optimism only.",
+    "none": "nothing was trained or chosen.",
+}
+_TIES = {
+    "index": "lower index in the split first, as a stable sort gives",
+    "optimistic": "the right answer before all it ties with",
+    "pessimistic": "the right answer after all it ties with",
+    "expected": "averaged over all orders of the tied items",
+    "duplicate_aware": "index order, accepting an equal caption string as right",
+}
+_SCORING = {
+    "embeddings": "dot products of normalised embeddings",
+    "pairs": "a cross encoder that scored every pair",
+    "two_stage": "a cross encoder that scored a shortlist only",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Random draws behind intervals and tests."""
+
+    resamples: int = statistics.RESAMPLES
+    """Bootstrap samples."""
+    flips: int = statistics.FLIPS
+    """Random sign vectors of the test."""
+    seed: int = statistics.SEED
+
+    def __post_init__(self):
+        for name in ("resamples", "flips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"leaderboard option {name} is {getattr(self, name)}, expected at least 1")
+
+
+def is_toy(dataset: str, backbones: Sequence[str]) -> bool:
+    """Whether scores come from a made-up domain."""
+    return dataset == "scenes" or any(name.startswith("tiny-clip") for name in backbones)
+
+
+def explain(setting: Setting, rows: Sequence[Row], tested: int, options: Options) -> list[tuple[str, str]]:
+    """Term and explanation: data, backbone, selection, ties, spread, interval, test, marks, toy warning."""
+    records = [entry.record for row in rows for entry in row.group.entries]
+    backbones = sorted({str(record.spec["backbone"]["name"]) for record in records})
+    data = max((record.data for record in records if record.data), key=lambda d: len(d.splits))
+    facts = [
+        ("Data set", _data(data)),
+        ("Backbone", _backbone(backbones, records[0].backbone or {})),
+        ("Selection", f"{setting.rule}: {_RULES[setting.rule]}"),
+        ("Ties", _ties(setting)),
+        ("n and ±", "n is the number of seeds; ± is the sample standard deviation (divisor n - 1) over them."),
+        (
+            "95 %",
+            f"percentile bootstrap of the mean mR over the {data.splits['test'].images:,} test images "
+            f"({options.resamples:,} samples; all captions of an image move with it; contributions are averaged over "
+            "the seeds first, so it holds for these seeds).",
+        ),
+    ]
+    if tested:
+        facts.append(
+            (
+                "Test",
+                f"each row against the best: paired sign-flip test over images ({options.flips:,} flips), "
+                f"Holm-corrected over the table's {tested} comparison{'s' * (tested > 1)}, level 5 %. A tested row "
+                f"without {WITHIN_NOISE} differs from the best on these images.",
+            )
+        )
+    if marks := _marks(rows):
+        facts.append(("Marks", marks))
+    if is_toy(setting.dataset, backbones):
+        facts.append(("Toy", TOY))
+    return facts
+
+
+def footnotes(rows: Sequence[Row]) -> list[str]:
+    """Warnings that depend on the rows."""
+    notes = []
+    conditions: dict[str, dict[Any, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for row in rows:
+        for entry in row.group.entries:
+            for name, value in cost_conditions(entry.record).items():
+                conditions[name][value].add(row.label)
+    differing = {name: values for name, values in conditions.items() if len(values) > 1}
+    if differing:
+        listed = "; ".join(f"{name}: {_listing(values)}" for name, values in differing.items())
+        notes.append(f"Memory, samples/s and seconds do not compare across all rows, which differ in {listed}.")
+    if any(value != 1 for value in conditions["concurrent trials"]):
+        notes.append(
+            "Some trials ran beside others on the machine, which slows them; time them alone for a cost claim."
+        )
+    budgets = {trials for row in rows if row.trained for trials in row.tuning_trials}
+    if len(budgets) > 1:
+        notes.append("The tuning budget differs between rows; a larger one alone can raise a score.")
+    if len({canonical(row.group.identity["splits"].get("train")) for row in rows if row.trained}) > 1:
+        notes.append("Rows were trained on different training splits.")
+    for row in rows:
+        if len({entry.record.method.sha256 for entry in row.group.entries}) > 1:
+            notes.append(f"{row.label}: the method's file changed between the seeds.")
+        if row.contributions is None:
+            notes.append(f"{row.label}: no usable ranks beside the record, so no interval and no test.")
+    return notes
+
+
+def _data(data: DataPart) -> str:
+    sizes = []
+    for name, split in sorted(data.splits.items(), key=lambda item: (_ORDER.get(item[0], 9), item[0])):
+        distinct = f" ({split.distinct_captions:,} distinct)" if split.distinct_captions != split.captions else ""
+        sizes.append(f"{name} {split.images:,} images, {split.captions:,} captions{distinct}")
+    digest = data.splits["test"].sha256[:12]
+    return f"{data.title} ({data.name}, card {data.card_version}): {'; '.join(sizes)}; test split sha256 {digest}."
+
+
+def _backbone(names: Sequence[str], provenance: dict[str, Any]) -> str:
+    known = {key: provenance.get(key, "unknown") for key in ("source", "sha256", "activation", "resolution")}
+    return (
+        f"{', '.join(names)}: weights from {known['source']}, sha256 {str(known['sha256'])[:12]}, activation "
+        f"{known['activation']}, resolution {known['resolution']} px."
+    )
+
+
+def _ties(setting: Setting) -> str:
+    return (
+        f"{setting.tie_rule}: {_TIES.get(setting.tie_rule, 'see the record')}; scores are {_SCORING[setting.scoring]}; "
+        f"metric version {setting.metric_version}."
+    )
+
+
+def _marks(rows: Sequence[Row]) -> str:
+    said = []
+    if any(row.within_noise for row in rows):
+        said.append(f"{WITHIN_NOISE} the difference from the best row is within the noise of the test images.")
+    if any(row.seeds_overlap and not row.within_noise for row in rows):
+        said.append(f"{SEEDS_OVERLAP} differs from the best row on these images, but their ranges over seeds overlap.")
+    if any(row.few_seeds for row in rows):
+        said.append(f"{FEW_SEEDS} fewer than {MIN_SEEDS} seeds: no interval, and ± says little.")
+    return " ".join(said)
+
+
+def _listing(values: dict[Any, set[str]]) -> str:
+    return " / ".join(f"{value} ({', '.join(sorted(labels))})" for value, labels in sorted(values.items(), key=str))

@@ -1,0 +1,139 @@
+"""Reads a folder of records. What cannot be used becomes a :class:`Problem`; nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from petlbench.harness.metrics import KS
+from petlbench.harness.record import RANKS_SUFFIX, RECORD_SUFFIX, Record, RecordError, find_records, read_record
+
+METRICS = (*(f"{way}_r{k}" for way in ("i2t", "t2i") for k in KS), "mR")
+"""The recalls every finished record has, in the order of the columns."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A readable record.
+
+    Attributes:
+        path: Where it was read.
+        name: The path within the results folder, with forward slashes.
+        record: Its content.
+    """
+
+    path: Path
+    name: str
+    record: Record
+
+    @property
+    def ranks_path(self) -> Path:
+        """The file of ranks that lies beside the record."""
+        named = self.record.artifacts.get("ranks")
+        return self.path.with_name(Path(named).name if named else self.path.name[: -len(RECORD_SUFFIX)] + RANKS_SUFFIX)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that is left out of a board, or of its intervals.
+
+    Attributes:
+        name: The file's path within the results folder.
+        message: File, key, what was found, what to do.
+        unreadable: True where the whole record is left out, False where only its intervals and tests are.
+    """
+
+    name: str
+    message: str
+    unreadable: bool = True
+
+
+class Loaded(NamedTuple):
+    """What a results folder holds: usable records of any status, and what is wrong with the others."""
+
+    entries: list[Entry]
+    problems: list[Problem]
+
+
+def load_records(root: Path) -> Loaded:
+    """Read every record below a results folder, in the order of their names.
+
+    A record that cannot be read, contradicts itself, or repeats another's spec is reported and left out.
+
+    Raises:
+        FileNotFoundError: ``root`` is not a folder.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root}: no such results folder; run `benchmark run` first, or name the folder that holds the records"
+        )
+    entries: list[Entry] = []
+    problems: list[Problem] = []
+    first_with: dict[str, str] = {}
+    for path in find_records(root):
+        name = path.relative_to(root).as_posix()
+        try:
+            record = read_record(path)
+            _check(record, path)
+            if (twin := first_with.setdefault(record.spec_id, name)) != name:
+                raise RecordError(f"{path}: key `spec_id`: same trial as {twin}; keep one of the two files")
+        except (RecordError, OSError) as error:  # collected here, shown by the caller and counted on the board
+            problems.append(Problem(name, str(error)))
+        else:
+            entries.append(Entry(path, name, record))
+    return Loaded(entries, problems)
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _check(record: Record, path: Path) -> None:
+    """Raise RecordError where a valid record cannot be placed on a board."""
+    what = "restore the file from version control, or move it away so that the trial runs again"
+    for key in ("dataset", "backbone", "method"):
+        if not isinstance(record.spec.get(key), dict) or "name" not in record.spec[key]:
+            raise RecordError(f"{path}: key `spec.{key}.name` is missing; {what}")
+    if "seed" not in record.spec:
+        raise RecordError(f"{path}: key `spec.seed` is missing; {what}")
+    digest = hashlib.sha256(canonical(record.spec).encode()).hexdigest()
+    if digest != record.spec_id:
+        raise RecordError(
+            f"{path}: key `spec_id` is {record.spec_id[:12]}..., but `spec` hashes to {digest[:12]}...: "
+            f"one of the two was edited by hand; {what}"
+        )
+    if record.status != "ok":
+        return
+    for part in ("backbone", "data", "selection", "params", "cost"):
+        if getattr(record, part) is None:
+            raise RecordError(f"{path}: key `{part}` is null in a record of status ok; {what}")
+    assert record.data is not None
+    _need(record.data.splits, "data.splits", ("test",), path, what)
+    _need(record.metrics, "metrics", ("test",), path, what)
+    test = record.metrics["test"]
+    for place, recalls in (("recalls", test.recalls), *((f"other_rules.{r}", v) for r, v in test.other_rules.items())):
+        _need(recalls, f"metrics.test.{place}", METRICS, path, what)
+        for metric in METRICS:
+            if not 0 <= recalls[metric] <= 100:
+                raise RecordError(
+                    f"{path}: key `metrics.test.{place}.{metric}` is {recalls[metric]}, expected 0 to 100 percent; "
+                    f"{what}"
+                )
+    mean = sum(test.recalls[m] for m in METRICS[:-1]) / (len(METRICS) - 1)
+    if abs(test.recalls["mR"] - mean) > 1e-6:
+        raise RecordError(
+            f"{path}: key `metrics.test.recalls.mR` is {test.recalls['mR']}, but the mean of the six recalls is "
+            f"{mean}; {what}"
+        )
+
+
+def _need(found: Iterable[str], key: str, wanted: Iterable[str], path: Path, what: str) -> None:
+    for name in wanted:
+        if name not in found:
+            listed = ", ".join(sorted(found)) or "nothing"
+            raise RecordError(f"{path}: key `{key}.{name}` is missing (found {listed}); {what}")

@@ -1,0 +1,135 @@
+"""A board as GitHub-flavoured Markdown. Everything that comes from records is escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tabulate import tabulate
+
+from petlbench.harness.metrics import DEFINITION, METRIC_VERSION
+from petlbench.leaderboard import text
+from petlbench.leaderboard.explain import FEW_SEEDS, SEEDS_OVERLAP, WITHIN_NOISE
+from petlbench.leaderboard.load import METRICS
+from petlbench.leaderboard.row import Row
+from petlbench.leaderboard.table import Board, Failure, Table
+
+NAMES = {metric: metric if metric == "mR" else f"{metric[:3]} R@{metric[5:]}" for metric in METRICS}
+
+_SIZES: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("trained params", lambda row: text.count(row.trained)),
+    ("% of total", lambda row: text.share(row.trained, row.total)),
+    ("stored", lambda row: text.size(row.stored_bytes)),
+    ("peak memory", lambda row: text.size(row.peak_memory)),
+    ("train samples/s", lambda row: text.quantity(row.samples_per_s)),
+    ("train s", lambda row: text.quantity(row.train_s)),
+    ("selection", lambda row: text.markdown(", ".join(row.rules))),
+    ("tuning trials", lambda row: text.ranges(row.tuning_trials)),
+)
+_BEFORE = ("#", "method", "title", *NAMES.values(), "mR 95 %", "n")
+
+
+def marks(row: Row) -> str:
+    """The marks behind a row's name."""
+    noise = WITHIN_NOISE if row.within_noise else SEEDS_OVERLAP if row.seeds_overlap else ""
+    return noise + FEW_SEEDS * row.few_seeds
+
+
+def render_markdown(board: Board) -> str:
+    """The whole board; equal boards give equal text."""
+    parts = ["# Leaderboard", _summary(board)]
+    for table in board.tables:
+        parts += _table(table)
+    if not board.tables:
+        parts.append("No finished trial yet: run `benchmark run`, then `benchmark leaderboard`.")
+    if board.failures:
+        parts += ["## Failed and stopped trials", "These are not ranked.", _failures(board.failures)]
+    if board.problems:
+        parts += ["## Files with problems", _problems(board)]
+    parts += [f"## How recall is measured (metric version {METRIC_VERSION})", DEFINITION]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(board: Board) -> str:
+    trials = len({entry.name for table in board.tables for row in table.rows for entry in row.group.entries})
+    tables = len(board.tables)
+    lines = [
+        f"{trials} finished trial{'s' * (trials != 1)} in {tables} table{'s' * (tables != 1)}; "
+        f"{len(board.failures)} failed or stopped."
+    ]
+    unreadable = len({problem.name for problem in board.problems if problem.unreadable})
+    if unreadable:
+        lines.append(
+            f"**{unreadable} record file{'s' * (unreadable > 1)} could not be read** and are left out (see below)."
+        )
+    lines.append("Rows of different test splits, backbones, selection rules or metrics never share a table.")
+    return " ".join(lines)
+
+
+def _table(table: Table) -> list[str]:
+    facts = "\n".join(f"- **{term}**: {text.markdown(said)}" for term, said in table.facts)
+    best = {metric: max(row.mean[metric] for row in table.rows) for metric in METRICS}
+    body = [_cells(row, best) for row in table.rows]
+    for reference in table.references:
+        recalls = [text.percent(reference.recalls.get(metric)) for metric in METRICS]
+        body.append(_italic([text.NOTHING, text.markdown(reference.name), "", *recalls]))
+    headers = [*_BEFORE, *(name for name, _ in _SIZES)]
+    parts = [f"## {text.markdown(table.title)}", facts, _pipe(body, headers, right=len(METRICS) + 3)]
+    if table.notes:
+        parts.append("\n".join(f"- Note: {text.markdown(note)}" for note in table.notes))
+    if any(row.other_rules for row in table.rows):
+        parts.append(_other_rules(table))
+    return parts
+
+
+def _cells(row: Row, best: dict[str, float]) -> list[str]:
+    shown = {metric: text.spread(row.mean[metric], row.sd[metric]) for metric in METRICS}
+    recalls = [f"**{cell}**" if row.mean[metric] == best[metric] else cell for metric, cell in shown.items()]
+    name = f"{text.markdown(row.label)} {marks(row)}".rstrip()
+    sizes = [cell(row) for _, cell in _SIZES]
+    return [str(row.rank), name, text.markdown(row.title), *recalls, text.interval(row.interval), str(row.n), *sizes]
+
+
+def _italic(cells: Sequence[str]) -> list[str]:
+    padded = [*cells, *[text.NOTHING] * (len(_BEFORE) + len(_SIZES) - len(cells))]
+    return [f"*{cell}*" if cell not in ("", text.NOTHING) else cell for cell in padded]
+
+
+def _other_rules(table: Table) -> str:
+    body = []
+    for row in table.rows:
+        for rule, recalls in row.other_rules.items():
+            values = [text.percent(recalls[metric]) for metric in METRICS]
+            body.append([text.markdown(row.label), text.markdown(rule), *values])
+    inner = _pipe(body, ["method", "tie rule", *NAMES.values()], right=len(METRICS), skip=2)
+    return (
+        f"<details><summary>The same recalls under other tie rules (mean over seeds)</summary>\n\n{inner}\n\n</details>"
+    )
+
+
+def _failures(failures: Sequence[Failure]) -> str:
+    body = []
+    for entry, reason in failures:
+        spec = entry.record.spec
+        named = [spec[part]["name"] for part in ("method", "dataset", "backbone")]
+        cells = [*named, spec["seed"], entry.record.status, text.shorten(reason), entry.name]
+        body.append([text.markdown(cell) for cell in cells])
+    return _pipe(body, ["method", "data set", "backbone", "seed", "status", "reason", "record"], right=0)
+
+
+def _problems(board: Board) -> str:
+    lines = []
+    for name in sorted({problem.name for problem in board.problems}):
+        whole = any(problem.unreadable for problem in board.problems if problem.name == name)
+        lines.append(
+            f"- {text.markdown(name)}: {'record left out' if whole else 'no interval and no test for its row'}"
+        )
+    return "\n".join(lines) + "\n\n`benchmark leaderboard` prints the reasons and what to do."
+
+
+def _pipe(body: Sequence[Sequence[str]], headers: Sequence[str], right: int, skip: int = 3) -> str:
+    """A pipe table; after ``skip`` columns of text come ``right`` columns of numbers."""
+    align = ["left"] * skip + ["right"] * right
+    align += ["right" if skip + right else "left"] * (len(headers) - len(align))
+    if not right:
+        align = ["left"] * len(headers)
+    return tabulate(body, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)

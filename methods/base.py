@@ -1,0 +1,232 @@
+"""The contract of a method: one file says what is added, what is trained and what is minimised; the harness does the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from petlbench.errors import PetlbenchError
+from petlbench.methods import losses
+from petlbench.methods.backbones.base import DualEncoder, Tokens
+from petlbench.methods.recipe import LossConfig
+
+
+PE_RSITR = (
+    "Yuan et al., Parameter-Efficient Transfer Learning for Remote Sensing Image-Text Retrieval, TGRS 2023, Tab. {}"
+)
+"""Source of the most complete published tables, CLIP ViT-B/32."""
+
+
+class MethodError(PetlbenchError):
+    """A method cannot do what was asked of it (wrong backbone, impossible setting)."""
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's hyper-parameters; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named set of defaults: ``method`` goes into the method's Config, ``train`` into the Recipe."""
+
+    method: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A search interval or choice; translated to Ray Tune by the harness, so that methods do not import it."""
+
+    kind: Literal["loguniform", "uniform", "choice", "randint"]
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published row; percentages. ``selection`` says on which split the authors chose their epoch."""
+
+    dataset: str
+    source: str
+    values: tuple[float, float, float, float, float, float]
+    """i2t R@1, 5, 10, then t2i R@1, 5, 10."""
+    trainable: str = ""
+    selection: Literal["val", "test", "last", "unknown"] = "unknown"
+    seen: bool = True
+    """False for numbers that were recalled, not read in the source."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch of B image-caption pairs.
+
+    Attributes:
+        images: (B, 3, H, W) float, normalised; None when pooled features stand in for the frozen towers.
+        tokens: The captions, trimmed where exact; None likewise.
+        image_ids: (B,) int64, equal for pairs with the same picture.
+        text_ids: (B,) int64, equal for pairs with the same caption string.
+        labels: (B,) int64 scene classes, -1 unknown, or None.
+        image_pooled: (B, P_image) cached pooled outputs of a frozen image tower (head-only methods).
+        text_pooled: (B, P_text) likewise.
+    """
+
+    images: Tensor | None
+    tokens: Tokens | None
+    image_ids: Tensor
+    text_ids: Tensor
+    labels: Tensor | None = None
+    image_pooled: Tensor | None = None
+    text_pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.image_ids.shape[0]
+
+
+class Method(ABC):
+    """A way of fine-tuning a dual encoder.
+
+    A subclass sets the class attributes and writes :meth:`build`; most write :meth:`trainable` too. It must not freeze,
+    schedule, evaluate or read files: the harness freezes everything that :meth:`trainable` does not name, and audits it.
+    """
+
+    name: ClassVar[str]
+    """Set by the registry from the file name."""
+    title: ClassVar[str]
+    paper: ClassVar[str] = ""
+    code: ClassVar[str] = ""
+    """Repository of the reference implementation."""
+    licence: ClassVar[str] = ""
+    """Licence of the reference implementation."""
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    presets: ClassVar[Mapping[str, Preset]] = {"matched": Preset()}
+    """``matched``: the common protocol. ``paper``: the published recipe, where one was published."""
+    space: ClassVar[Mapping[str, Domain]] = {}
+    published: ClassVar[tuple[Published, ...]] = ()
+    kinds: ClassVar[tuple[str, ...]] = ("open_clip", "two_tower")
+    """Backbone kinds it can sit on."""
+    trains: ClassVar[bool] = True
+    needs_alignment: ClassVar[bool] = False
+    """True where the method is meaningless on towers that were never pretrained together."""
+    identity_start: ClassVar[bool] = False
+    """Promises that embeddings at step 0 equal those of the untouched backbone; audited."""
+    head_only: ClassVar[bool] = False
+    """Promises that the towers' pooled outputs never change, so that they are computed once and cached."""
+
+    def __init__(self, config: MethodConfig | None = None, loss: LossConfig | None = None):
+        self.config = self.Config() if config is None else config
+        self.loss_config = LossConfig() if loss is None else loss
+
+    @abstractmethod
+    def build(self, backbone: DualEncoder) -> nn.Module:
+        """Add the method's modules; return the model that is trained and evaluated (often the same object)."""
+
+    @abstractmethod
+    def trainable(self, model: nn.Module) -> Iterable[str]:
+        """Names, as in ``model.named_parameters()``, of what is trained besides the backbone's new parameters."""
+
+    def expected_trainable(self, backbone: DualEncoder) -> int | None:
+        """The closed form of the number of trained parameters, from the untouched backbone's widths and depths.
+
+        Does not count :meth:`DualEncoder.new_parameters`. None: the method has no closed form and the audit is skipped.
+        """
+        return None
+
+    def added_at_inference(self, added: int) -> int:
+        """Scalars that inference needs besides the backbone's; override with 0 where they merge into its weights.
+
+        Args:
+            added: Scalars that :meth:`build` added to the backbone.
+        """
+        return added
+
+    def refuse(self, backbone: DualEncoder) -> str | None:
+        """A reason why this method cannot sit on this backbone, or None."""
+        if backbone.provenance.kind not in self.kinds:
+            return (
+                f"it works on backbones of kind {', '.join(self.kinds)}; {backbone.name} is {backbone.provenance.kind}"
+            )
+        if self.needs_alignment and not backbone.aligned:
+            return (
+                f"the towers of {backbone.name} were never trained together, so without training its scores are "
+                "meaningless; choose an aligned backbone (tiny-clip, or any open_clip model) or a method that trains"
+            )
+        return None
+
+    def head_image(self, model: nn.Module, pooled: Tensor) -> Tensor:
+        """(B, P_image) pooled tower output to (B, E)."""
+        return self._dual(model).project_image(pooled)
+
+    def head_text(self, model: nn.Module, pooled: Tensor) -> Tensor:
+        """(B, P_text) pooled tower output to (B, E)."""
+        return self._dual(model).project_text(pooled)
+
+    def encode_image(self, model: nn.Module, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, E) embeddings, not necessarily L2-normalised."""
+        return self.head_image(model, self._dual(model).image.pooled(images))
+
+    def encode_text(self, model: nn.Module, tokens: Tokens) -> Tensor:
+        """Tokens to (B, E) embeddings, not necessarily L2-normalised."""
+        return self.head_text(model, self._dual(model).text.pooled(tokens))
+
+    def embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Both embeddings of a batch, from cached pooled features where the batch carries them."""
+        if batch.image_pooled is not None and batch.text_pooled is not None:
+            return self.head_image(model, batch.image_pooled), self.head_text(model, batch.text_pooled)
+        assert batch.images is not None and batch.tokens is not None
+        return self.encode_image(model, batch.images), self.encode_text(model, batch.tokens)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses; the harness minimises their sum."""
+        image, text = self.embed(model, batch)
+        value = losses.contrastive(image, text, self.logit_scale(model).exp(), batch, self.loss_config)
+        return {self.loss_config.name: value}
+
+    def logit_scale(self, model: nn.Module) -> Tensor:
+        """Log of the inverse temperature used by the contrastive losses."""
+        return self._dual(model).logit_scale
+
+    def _dual(self, model: nn.Module) -> DualEncoder:
+        if isinstance(model, DualEncoder):
+            return model
+        inner = getattr(model, "backbone", None)
+        if isinstance(inner, DualEncoder):
+            return inner
+        raise MethodError(
+            f"method {self.name}: build() returned {type(model).__name__}, which is neither a DualEncoder nor holds one as "
+            "`.backbone`; return the backbone, hold it as `.backbone`, or override encode_image and encode_text"
+        )
+
+
+def parameters_under(model: nn.Module, *prefixes: str) -> list[str]:
+    """Names of all parameters at or below the given dotted module names."""
+    return [n for n, _ in model.named_parameters() if any(n == p or n.startswith(p + ".") for p in prefixes)]
+
+
+def names_in(model: nn.Module, backbone: DualEncoder, names: Iterable[str]) -> list[str]:
+    """Names of backbone parameters as the built model calls them; it may hold the backbone inside.
+
+    Raises:
+        MethodError: The model does not hold one of them.
+    """
+    by_id = {id(p): n for n, p in model.named_parameters()}
+    own = dict(backbone.named_parameters())
+    wanted = list(names)
+    if lost := [n for n in wanted if n not in own or id(own[n]) not in by_id]:
+        raise MethodError(
+            f"the built {type(model).__name__} does not hold the backbone's parameters {', '.join(lost[:5])}; build() must "
+            "return the backbone or a module that holds it as `.backbone`"
+        )
+    return [by_id[id(own[n])] for n in wanted]
+
+
+def count(model: nn.Module, names: Iterable[str]) -> int:
+    """Number of scalars in the named parameters."""
+    chosen = set(names)
+    return sum(p.numel() for n, p in model.named_parameters() if n in chosen)

@@ -1,0 +1,41 @@
+"""Full fine-tuning: every parameter is trained; the cost that PETL wants to avoid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from petlbench.methods.backbones.base import DualEncoder
+from petlbench.methods.base import PE_RSITR, Domain, Method, Preset, Published
+
+
+class FullFinetune(Method):
+    """All weights of both towers, the projections and the temperature."""
+
+    title = "Full fine-tuning"
+    paper = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021"
+    code = "openai/CLIP"
+    licence = "MIT"
+    identity_start = True
+    # No paper of the field states the learning rate of its full fine-tuning row, so there is no `paper` preset.
+    presets = {"matched": Preset(train={"lr": 1e-5, "new_lr": 1e-3, "weight_decay": 0.1})}
+    space = {"train.lr": Domain("loguniform", (1e-6, 1e-4))}
+    published = (
+        Published("rsicd", PE_RSITR.format("I"), (13.54, 30.83, 43.46, 11.55, 33.14, 49.83), "151M", "unknown"),
+        Published("rsitmd", PE_RSITR.format("II"), (24.16, 47.12, 61.28, 20.40, 50.53, 68.54), "151M", "unknown"),
+        Published("ucm", PE_RSITR.format("III"), (17.14, 55.24, 79.52, 13.90, 56.95, 91.81), "151M", "unknown"),
+    )
+
+    def build(self, backbone: DualEncoder) -> nn.Module:
+        """The backbone itself."""
+        return backbone
+
+    def trainable(self, model: nn.Module) -> Iterable[str]:
+        """Everything."""
+        return [name for name, _ in model.named_parameters()]
+
+    def expected_trainable(self, backbone: DualEncoder) -> int:
+        """Every parameter of the backbone, its new joining heads left out."""
+        new = set(backbone.new_parameters())
+        return sum(p.numel() for n, p in backbone.named_parameters() if n not in new)

@@ -1,0 +1,3 @@
+"""petlbench: compare parameter-efficient fine-tuning methods for remote-sensing image-text retrieval."""
+
+__version__ = "0.1.0"

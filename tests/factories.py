@@ -1,0 +1,166 @@
+"""Synthetic records and ranks for the tests of the leaderboard and the record."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petlbench.harness.metrics import METRIC_VERSION, RULES, Ranks, recalls
+from petlbench.harness.record import Record, record_path, write_record
+
+IMAGES, PER_IMAGE = 40, 5
+CEILING = {"t2i_r1": 99.5, "t2i_r5": 100.0, "t2i_r10": 100.0}
+
+
+def spec_hash(spec: dict[str, Any]) -> str:
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_ranks(skill: float, seed: int = 0, images: int = IMAGES, per_image: int = PER_IMAGE) -> Ranks:
+    """Ranks without ties of a noisy scorer: (i, c) scores ``skill`` more where image i owns caption c."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(images), per_image)
+    scores = rng.normal(size=(images, len(owner))) + skill * (owner == np.arange(images)[:, None])
+    best = np.where(owner == np.arange(images)[:, None], scores, -np.inf).max(1)
+    i2t = (scores > best[:, None]).sum(1)
+    t2i = (scores > scores[owner, np.arange(len(owner))]).sum(0)
+    return ranks_from(owner, i2t, t2i)
+
+
+def ranks_from(owner: Any, i2t: Any, t2i: Any) -> Ranks:
+    """Ranks without ties."""
+    owner, i2t, t2i = (np.asarray(a, dtype=np.int32) for a in (owner, i2t, t2i))
+    n, m = np.zeros_like(i2t), np.zeros_like(t2i)
+    return Ranks(owner, i2t, n, n + 1, i2t, i2t, t2i, m, t2i, t2i)
+
+
+def make_payload(
+    ranks: Ranks | None = None,
+    *,
+    method: str = "lora",
+    title: str | None = None,
+    options: dict[str, Any] | None = None,
+    dataset: str = "toyset",
+    backbone: str = "vit-x",
+    seed: int = 0,
+    rule: str = "best_val",
+    change: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """A complete record of status ok as a dictionary; ``change`` edits it in place."""
+    ranks = ranks or make_ranks(3.0, seed)
+    spec = {
+        "version": 1,
+        "method": {"name": method, "options": {"rank": 8, **(options or {})}},
+        "dataset": {"name": dataset, "options": {}},
+        "backbone": {"name": backbone, "options": {}},
+        "train": {"lr": 1e-3, "epochs": 2},
+        "seed": seed,
+    }
+    split = {"captions": ranks.captions, "distinct_captions": ranks.captions - 1, "images": ranks.images}
+    payload = {
+        "schema_version": 1,
+        "spec_id": "",
+        "status": "ok",
+        "spec": spec,
+        "method": {
+            "name": method,
+            "title": title or method.title(),
+            "origin": "petlbench",
+            "sha256": hashlib.sha256(method.encode()).hexdigest(),
+        },
+        "backbone": {
+            "kind": "open_clip",
+            "architecture": "ViT-X",
+            "source": "hub:example",
+            "sha256": hashlib.sha256(backbone.encode()).hexdigest(),
+            "activation": "quick_gelu",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.2, 0.2, 0.2],
+            "resolution": 224,
+            "aligned": True,
+        },
+        "data": {
+            "name": dataset,
+            "title": dataset.upper(),
+            "card_version": "1",
+            "splits": {
+                "train": {**split, "sha256": "a" * 64},
+                "test": {**split, "sha256": "b" * 64, "ceiling": CEILING},
+            },
+        },
+        "selection": {"rule": rule, "epoch": 2, "val_mR": 50.0, "budget_trials": 1},
+        "metrics": {
+            "test": {
+                "recalls": recalls(ranks),
+                "other_rules": {name: recalls(ranks, name) for name in RULES if name != "index"},
+                "tie_rule": "index",
+                "metric_version": METRIC_VERSION,
+            }
+        },
+        "params": {"trained": 163_840, "total": 10_000_000, "added_at_inference": 0, "stored_bytes": 655_360},
+        "cost": {
+            "train_s": 12.0 + seed,
+            "eval_s": 1.5,
+            "samples_per_s": 512.0,
+            "steps": 20,
+            "peak_memory": 3 * 2**30,
+            "memory_kind": "process_resident",
+            "device": "cpu",
+            "threads": 1,
+        },
+        "curve": [{"epoch": 1, "loss": 1.5, "lr": 1e-3, "val_mR": 40.0, "seconds": 6.0}],
+        "audit": {"frozen_unchanged": "ok"},
+        "provenance": {"git": "0" * 40},
+    }
+    if change:
+        change(payload)
+    payload["spec_id"] = spec_hash(payload["spec"])
+    return payload
+
+
+def put_record(root: Path, ranks: Ranks | None = None, *, with_ranks: bool = True, **kwargs: Any) -> Path:
+    """Write a record (and its ranks) where a trial would; returns the record's path."""
+    ranks = ranks or make_ranks(3.0, kwargs.get("seed", 0))
+    record = Record.model_validate(make_payload(ranks, **kwargs))
+    path = record_path(root, record.spec, record.spec_id)
+    if with_ranks:
+        record.artifacts["ranks"] = path.stem + ".ranks.npz"
+    write_record(record, path)
+    if with_ranks:
+        ranks.save(path.with_name(record.artifacts["ranks"]))
+    return path
+
+
+def put_failed(root: Path, *, message: str = "CUDA out of memory", status: str = "failed", **kwargs: Any) -> Path:
+    """Write a record of a trial that did not end well."""
+
+    def fail(payload: dict[str, Any]) -> None:
+        payload["status"] = status
+        payload["metrics"] = {}
+        if status == "failed":
+            payload["error"] = {"type": "RuntimeError", "message": message, "traceback": "..."}
+
+    return put_record(root, with_ranks=False, change=fail, **kwargs)
+
+
+def three(root: Path, skill: float, base: int = 0, **kwargs: Any) -> list[Path]:
+    """Three seeds of one method."""
+    return [put_record(root, make_ranks(skill, base + seed), seed=seed, **kwargs) for seed in range(3)]
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a JSON file in place."""
+    payload = json.loads(path.read_text())
+    change(payload)
+    path.write_text(json.dumps(payload))
+
+
+def md_rows(markdown: str, first: str) -> list[list[str]]:
+    """Cells of the table rows whose second cell begins with ``first``; escaped pipes stay in their cell."""
+    found = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in markdown.splitlines() if "|" in line]
+    return [cells for cells in found if len(cells) > 1 and cells[1].startswith(first)]
