@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 benchmark: setup
-	$(BIN)/benchmark run all-methods
+	$(BIN)/benchmark run all-methods --results results/scratch
 
 test: setup
 	$(BIN)/python -m pytest -q

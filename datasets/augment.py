@@ -1,8 +1,8 @@
 """Random changes of training pictures: whole uint8 batches at once, on CPU or GPU, different for every sample.
 
-Cropping, flipping and quarter turns of a batch are one affine resampling. Sizes and angles follow torchvision v2
-(``RandomResizedCrop.make_params``, ``adjust_brightness`` and its kin), whose own transforms would draw one set of
-parameters for the whole batch. Crops here are not rounded to whole pixels.
+The crops of a batch are one resampling. Sizes and factors follow torchvision v2 (``RandomResizedCrop.make_params``,
+``adjust_brightness`` and its kin), whose own transforms would draw one set of parameters for the whole batch. Crops
+here are not rounded to whole pixels.
 """
 
 from __future__ import annotations
@@ -61,11 +61,8 @@ class Augmentation(BaseModel):
     @property
     def is_identity(self) -> bool:
         """Whether pictures are left as they are."""
-        return not (self._moves or self.brightness or self.contrast or self.saturation)
-
-    @property
-    def _moves(self) -> bool:
-        return bool(self.random_resized_crop or self.horizontal_flip or self.vertical_flip or self.rotate90)
+        moves = self.random_resized_crop or self.horizontal_flip or self.vertical_flip or self.rotate90
+        return not (moves or self.brightness or self.contrast or self.saturation)
 
 
 def augment(images: Tensor, config: Augmentation, generator: Generator) -> Tensor:
@@ -87,15 +84,20 @@ def augment(images: Tensor, config: Augmentation, generator: Generator) -> Tenso
         raise ValueError(f"augment expects uint8 pictures (B, 3, R, R), found {images.dtype} {tuple(images.shape)}")
     if config.is_identity or not len(images):
         return images
-    geometry = _geometry(len(images), config, generator)
-    factors = _colour_factors(len(images), config, generator)
+    images = _turned(images, config.rotate90, generator)
+    images = _mirrored(images, config.horizontal_flip, -1, generator)
+    images = _mirrored(images, config.vertical_flip, -2, generator)
+    strengths = {name: getattr(config, name) for name in _ADJUST if getattr(config, name)}
+    if not (config.random_resized_crop or strengths):
+        return images
     pixels = images.float()
-    if geometry is not None:
-        grid = functional.affine_grid(geometry.to(images.device), list(pixels.shape), align_corners=False)
-        mode = "bicubic" if config.random_resized_crop else "nearest"  # turns and flips alone move whole pixels
-        pixels = functional.grid_sample(pixels, grid, mode=mode, padding_mode="reflection", align_corners=False)
-        pixels = pixels.clamp_(0, 255)
-    for name, factor in factors.items():
+    if config.random_resized_crop:
+        size, centre = _crop(len(images), config.random_resized_crop, config.crop_ratio, generator)
+        place = torch.cat([torch.diag_embed(size), centre.unsqueeze(-1)], -1).to(images.device)  # (B, 2, 3)
+        grid = functional.affine_grid(place, list(pixels.shape), align_corners=False)
+        pixels = functional.grid_sample(pixels, grid, "bicubic", "reflection", align_corners=False).clamp_(0, 255)
+    for name, strength in strengths.items():
+        factor = 1 + strength * (2 * _uniform(len(images), generator) - 1)
         pixels = _ADJUST[name](pixels, factor.to(images.device).view(-1, 1, 1, 1)).clamp_(0, 255)
     return pixels.round_().to(torch.uint8)
 
@@ -119,28 +121,29 @@ def normalise(
     return torch.addcmul(-centre / deviation, images.float(), 1 / (255 * deviation)).to(dtype)
 
 
-def _geometry(batch: int, config: Augmentation, generator: Generator) -> Tensor | None:
-    """(B, 2, 3) maps from places in the result to places in the picture, both in [-1, 1], or None for the identity."""
-    if not config._moves:
-        return None
-    device = generator.device
-    turn = torch.eye(2, device=device).repeat(batch, 1, 1)
-    if config.rotate90:
-        # Turns 0 to 3; the draw decides both whether and how far.
-        draw = torch.rand(batch, generator=generator, device=device) / config.rotate90
-        quarter = torch.where(draw < 1, 1 + (3 * draw).long().clamp(max=2), 0)
-        cosine = torch.tensor([1.0, 0.0, -1.0, 0.0], device=device)[quarter]
-        sine = torch.tensor([0.0, 1.0, 0.0, -1.0], device=device)[quarter]
-        turn = torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2)
-    for row, chance in enumerate((config.horizontal_flip, config.vertical_flip)):
-        if chance:
-            mirrored = torch.rand(batch, generator=generator, device=device) < chance
-            turn[:, row] *= torch.where(mirrored, -1.0, 1.0).unsqueeze(-1)
-    shift = torch.zeros(batch, 2, device=device)
-    if config.random_resized_crop:
-        size, shift = _crop(batch, config.random_resized_crop, config.crop_ratio, generator)
-        turn = size.unsqueeze(-1) * turn
-    return torch.cat([turn, shift.unsqueeze(-1)], -1)
+def _uniform(batch: int, generator: Generator) -> Tensor:
+    return torch.rand(batch, generator=generator, device=generator.device)
+
+
+# Selection by `where`, not by index: an index would make a GPU wait for the CPU.
+
+
+def _mirrored(images: Tensor, chance: float, dim: int, generator: Generator) -> Tensor:
+    if not chance:
+        return images
+    chosen = (_uniform(len(images), generator) < chance).to(images.device)
+    return torch.where(chosen.view(-1, 1, 1, 1), images.flip(dim), images)
+
+
+def _turned(images: Tensor, chance: float, generator: Generator) -> Tensor:
+    if not chance:
+        return images
+    draw = _uniform(len(images), generator) / chance  # below 1: a turn, by the third it falls in
+    quarters = torch.where(draw < 1, 1 + (3 * draw).long().clamp(max=2), 0).to(images.device).view(-1, 1, 1, 1)
+    turned = images
+    for quarter in (1, 2, 3):
+        turned = torch.where(quarters == quarter, images.rot90(quarter, (-2, -1)), turned)
+    return turned
 
 
 def _crop(
@@ -158,16 +161,6 @@ def _crop(
     size = sizes[first, torch.arange(batch, device=first.device)].clamp(max=1)  # clamped only where no draw fits
     place = 2 * torch.rand(batch, 2, generator=generator, device=generator.device) - 1
     return size, place * (1 - size)
-
-
-def _colour_factors(batch: int, config: Augmentation, generator: Generator) -> dict[str, Tensor]:
-    """(B,) factors of the colour changes asked for, in the order they are made."""
-    strengths = {name: getattr(config, name) for name in _ADJUST}
-    return {
-        name: 1 + strength * (2 * torch.rand(batch, generator=generator, device=generator.device) - 1)
-        for name, strength in strengths.items()
-        if strength
-    }
 
 
 def _brightness(pixels: Tensor, factor: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ CACHE_VARIABLE = "PETLBENCH_CACHE"
 CHUNK = 32
 """Pictures per task of a thread."""
 
+MANIFEST = "manifest.json"
 _KEY_LENGTH = 32
 
 Progress = Callable[[int, int], None]
@@ -116,13 +117,13 @@ def prepare(
             (cache / part).mkdir(parents=True, exist_ok=True)
     key = _key(split.images, resolution, cache, workers)
     folder = cache / "images" / key
-    if _complete(folder):
+    if (folder / MANIFEST).is_file():
         return _open(folder, fresh=False)
     lock = filelock.FileLock(cache / "locks" / f"{key}.lock")
     with _writable(cache):
         lock.acquire()
     try:
-        fresh = not _complete(folder)  # another process may have made it while this one waited
+        fresh = not (folder / MANIFEST).is_file()  # another process may have made it while this one waited
         if fresh:
             with _writable(cache):
                 _clear_remains(cache, key)
@@ -207,7 +208,7 @@ def _make(split: Split, resolution: int, cache: Path, folder: Path, workers: int
             "images_per_second": round(len(split.images) / seconds, 1),
         }
         with _writable(cache):
-            (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             if folder.exists():  # an entry without its manifest
                 shutil.rmtree(folder)
             work.rename(folder)
@@ -253,24 +254,18 @@ def _fill(
         os.close(file)
 
 
-def _complete(folder: Path) -> bool:
-    return (folder / "manifest.json").is_file()
-
-
 def _open(folder: Path, *, fresh: bool) -> CachedImages:
     """Map an entry after checking it against its manifest."""
     path = folder / "images.npy"
     way_out = f"Delete the folder {folder} and run again; the pictures are then prepared anew."
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         shape, size, found = tuple(manifest["shape"]), manifest["bytes"], path.stat().st_size
-        if found != size:
-            raise DataError(f"{path}: {found} bytes, but its manifest says {size}. {way_out}")
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except DataError:
-        raise
+        array = np.load(path, mmap_mode="r", allow_pickle=False) if found == size else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: this entry of the picture cache is damaged ({error}). {way_out}") from error
+    if array is None:
+        raise DataError(f"{path}: {found} bytes, but its manifest says {size}. {way_out}")
     if array.shape != shape or array.dtype != np.uint8:
         raise DataError(f"{path}: {array.dtype}{array.shape}, but its manifest says uint8{shape}. {way_out}")
     return CachedImages(array=array, folder=folder, manifest=manifest, fresh=fresh)
@@ -303,7 +298,4 @@ def _writable(cache: Path) -> Iterator[None]:
 
 
 def _processors() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,13 +18,18 @@ from petlbench.datasets.readers.common import without_blanks
 from petlbench.datasets.report import CODES, BadPicture, DoctorReport, Finding, Severity, SplitReport, render
 from petlbench.datasets.split import DataError, ImageRef, Split
 
-__all__ = ["CODES", "DoctorReport", "examine", "render"]
+__all__ = ["CODES", "DoctorReport", "examine", "lenient", "render"]
 
 LONG = 60
 """Words from which on a caption risks more than CLIP's 77 tokens; the sets of the field need 1.2 tokens a word."""
 
 _ORDER = ("error", "warning", "note")
 _NAMED = 3
+
+
+def lenient(card: Card) -> dict[str, str]:
+    """Options to load a set with before :func:`examine`: blank captions are then reported, not refused."""
+    return {} if card.format == "scenes" else {"blank": "keep"}
 
 
 def examine(
@@ -35,7 +40,7 @@ def examine(
 ) -> DoctorReport:
     """Examine a data set.
 
-    Load it with ``blank="keep"``, so that blank captions can be reported. Counts are compared with the card without
+    Load it with the options of :func:`lenient`. Counts are compared with the card without
     blank captions and the pictures they leave undescribed.
 
     Args:

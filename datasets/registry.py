@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from petlbench.datasets.card import Card
 from petlbench.datasets.options import OPTIONS
 from petlbench.datasets.split import DataError
@@ -36,6 +38,13 @@ def load_card(name_or_path: str | Path) -> Card:
             )
     values, lines = read_yaml(path.expanduser())
     card = checked(Card, values, str(path), lines)
-    if card.format in OPTIONS:
-        checked(OPTIONS[card.format], card.options, str(path), lines, prefix=("options",))
+    checked(_options_of(card.format), card.options, str(path), lines, prefix=("options",))
     return card
+
+
+def _options_of(format_name: str) -> type[BaseModel]:
+    if format_name == "scenes":
+        from petlbench.datasets.readers.scenes import ScenesOptions
+
+        return ScenesOptions
+    return OPTIONS[format_name]

@@ -66,7 +66,7 @@ class FileImage:
         try:
             with Image.open(self.path) as picture:
                 return picture.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(
                 f"{self.path}: the picture cannot be decoded ({error}). "
                 "Replace the file, or run `benchmark data doctor` to list every unreadable picture."
@@ -112,7 +112,7 @@ class Split:
                 f"split {self.name}: {len(self.captions)} captions but owner has shape {self.owner.shape}; "
                 "a reader must give exactly one owning picture per caption"
             )
-        if len(self.captions) and not (0 <= self.owner.min() and self.owner.max() < len(self.images)):
+        if len(self.captions) and not (self.owner.min() >= 0 and self.owner.max() < len(self.images)):
             raise DataError(
                 f"split {self.name}: a caption's owner lies outside the {len(self.images)} pictures of the split"
             )

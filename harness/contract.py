@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from petlbench.harness.contract_runs import BackboneRun, Check, ContractError, NotApplicable, attempt
+from petlbench.harness.contract_outcome import Check, ContractError, NotApplicable, attempt
+from petlbench.harness.contract_runs import BackboneRun
 from petlbench.methods.backbones.base import DualEncoder
 from petlbench.methods.backbones.random_models import random_clip, random_two_tower
 from petlbench.methods.base import Domain, Method, MethodConfig
@@ -32,8 +33,8 @@ def check_method(cls: type[Method], *, seed: int = 0) -> list[Check]:
     """Put a method through the whole contract.
 
     First what the class declares, then every distinct preset on every kind of random backbone that the method supports:
-    built, trained for a few plain AdamW steps on fake data, stored and loaded again. Needs no GPU, no files, and neither
-    Ray nor DeepSpeed.
+    built, trained for a few plain AdamW steps on fake data, stored and loaded again. Needs no GPU, no files, and
+    neither Ray nor DeepSpeed.
 
     Args:
         cls: A class from :func:`petlbench.methods.registry.load`.
@@ -78,9 +79,8 @@ def _declaration(cls: type[Method]) -> str:
     for attribute in ("title", "paper", "code", "licence"):
         if not isinstance(getattr(cls, attribute), str):
             raise ContractError(f"{attribute} must be a string, found {getattr(cls, attribute)!r}")
-    if isinstance(cls.kinds, str) or not cls.kinds or (unknown := set(cls.kinds) - set(_KINDS)):
+    if isinstance(cls.kinds, str) or not cls.kinds or not set(cls.kinds) <= set(_KINDS):
         raise ContractError(f"kinds is {cls.kinds!r}; expected a tuple of one or more of {', '.join(_KINDS)}")
-    del unknown
     for flag in ("trains", "needs_alignment", "identity_start", "head_only"):
         if not isinstance(getattr(cls, flag), bool):
             raise ContractError(f"{flag} must be True or False, found {getattr(cls, flag)!r}")
@@ -99,8 +99,8 @@ def _imports(cls: type[Method]) -> str:
         for module in modules:
             if module.partition(".")[0] in FORBIDDEN_IMPORTS:
                 raise ContractError(
-                    f"{path.name}:{node.lineno} imports {module}; methods import neither {' nor '.join(FORBIDDEN_IMPORTS)}: "
-                    "scheduling and training belong to the harness"
+                    f"{path.name}:{node.lineno} imports {module}; methods import neither "
+                    f"{' nor '.join(FORBIDDEN_IMPORTS)}: scheduling and training belong to the harness"
                 )
     return "neither ray nor deepspeed"
 
@@ -178,9 +178,7 @@ def _published(cls: type[Method]) -> str:
             raise ContractError(f"{where}: expected six percentages, R@1, 5, 10 of i2t then t2i; found {row.values}")
         for direction, part in (("i2t", row.values[:3]), ("t2i", row.values[3:])):
             if list(part) != sorted(part):
-                raise ContractError(
-                    f"{where}: {direction} R@1, R@5, R@10 must not fall, found {part}; a mistyped digit?"
-                )
+                raise ContractError(f"{where}: {direction} R@1, 5, 10 must not fall, found {part}; a mistyped digit?")
     return f"{len(cls.published)} rows"
 
 
@@ -216,7 +214,7 @@ def _settings(cls: type[Method]) -> list[tuple[str, MethodConfig, Any]]:
             loss = Recipe.model_validate(dict(cls.presets[name].train)).loss
         except ValidationError:
             continue  # reported by the check `presets`
-        if all((config, loss) != (c, l) for _, c, l in found):
+        if all((config, loss) != known[1:] for known in found):
             found.append((name, config, loss))
     return found
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from petlbench.errors import PetlbenchError
 from petlbench.harness import audit
+from petlbench.harness.contract_data import fake_batch
+from petlbench.harness.contract_outcome import Check, ContractError, NotApplicable, attempt
 from petlbench.harness.device import seed_everything
 from petlbench.harness.encode import inference
 from petlbench.harness.fit import load_trained
 from petlbench.methods.backbones.base import DualEncoder, Tokens
-from petlbench.methods.base import Batch, Method, MethodConfig, names_in
+from petlbench.methods.base import Method, MethodConfig, names_in
 from petlbench.methods.recipe import LossConfig
 
 STEPS = 4
@@ -30,64 +27,6 @@ TOLERANCE = audit.IDENTITY_TOLERANCE
 """Largest difference of L2-normalised embeddings that may come from another order of summation."""
 
 _CPU = torch.device("cpu")
-_CAPTIONS = (
-    "many planes are parked near a large terminal in an airport",
-    "a bridge",
-    "two white boats lie in the harbour",
-    "green farmland with a road through it",
-    "dense houses and some trees",
-    "a baseball field beside a parking lot with several cars in it",
-    "a bridge",  # the string of row 1, another picture
-    "an airport seen from above",  # the picture of row 0
-)
-_IMAGE_IDS = (0, 1, 2, 3, 4, 5, 6, 0)
-_TEXT_IDS = (0, 1, 2, 3, 4, 5, 1, 6)
-_LABELS = (0, 1, 2, 3, 4, -1, 1, 0)
-
-
-class ContractError(PetlbenchError):
-    """A method breaks its contract."""
-
-
-class NotApplicable(Exception):  # noqa: N818 - not an error
-    """A check says nothing about this method; the message says why."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """The outcome of one check.
-
-    Attributes:
-        name: Short name of what was checked.
-        outcome: Whether the contract is kept.
-        message: What was found, or what is wrong and how to mend it.
-        subject: Backbone and preset it ran on; empty for what the class declares.
-    """
-
-    name: str
-    outcome: Literal["ok", "failed", "not applicable"]
-    message: str
-    subject: str = ""
-
-
-def attempt(name: str, function: Callable[[], str], cls: type[Method], subject: str = "") -> Check:
-    """Run one check; whatever a method's code raises is reported as a failure, with the place."""
-    try:
-        return Check(name, "ok", function(), subject)
-    except NotApplicable as reason:
-        return Check(name, "not applicable", str(reason), subject)
-    except (PetlbenchError, audit.AuditError) as error:
-        return Check(name, "failed", str(error).removeprefix(f"audit of {cls.name}: "), subject)
-    except Exception as error:
-        return Check(name, "failed", f"{type(error).__name__}: {error} ({_place(error, cls)})", subject)
-
-
-def _place(error: Exception, cls: type[Method]) -> str:
-    """The innermost line of the method's own file, else the innermost line at all."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if Path(f.filename) == Path(inspect.getfile(cls))]
-    frame = (own or frames)[-1]
-    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 class BackboneRun:
@@ -119,6 +58,7 @@ class BackboneRun:
         self.cls, self.make, self.subject, self.seed = cls, make, subject, seed
         self.method = cls(config, loss)
         self.backbone = make(seed)
+        self.batch = fake_batch(self.backbone, seed)
 
     def all(self) -> list[Check]:
         """Every check in the order of a trial; those that need a built model are left out where building fails."""
@@ -147,16 +87,6 @@ class BackboneRun:
                     break
         return checks
 
-    @cached_property
-    def batch(self) -> Batch:
-        """Eight fake pairs; one picture and one caption string occur twice, one label is unknown."""
-        generator = torch.Generator().manual_seed(self.seed)
-        side = self.backbone.resolution
-        pictures = torch.randn(max(_IMAGE_IDS) + 1, 3, side, side, generator=generator)
-        ids = torch.tensor(_IMAGE_IDS)
-        tokens = self.backbone.tokenize(_CAPTIONS)
-        return Batch(pictures[ids], tokens, ids, torch.tensor(_TEXT_IDS), torch.tensor(_LABELS))
-
     def accepts(self) -> str:
         """The method can sit here at all; else nothing more is asked of it."""
         if reason := self.method.refuse(self.backbone):
@@ -168,8 +98,9 @@ class BackboneRun:
         backbone = self.backbone
         images, tokens = self._inputs
         self._before = audit.embed_untouched(backbone, self.batch, _CPU)
-        with inference(backbone, "fp32", _CPU):
-            self._pooled = backbone.image.pooled(images).clone(), backbone.text.pooled(tokens).clone()
+        if self.cls.head_only:
+            with inference(backbone, "fp32", _CPU):
+                self._pooled = backbone.image.pooled(images).clone(), backbone.text.pooled(tokens).clone()
         self._expected = self.method.expected_trainable(backbone)
         seed_everything(self.seed)
         self.model = self.method.build(backbone)
@@ -209,14 +140,14 @@ class BackboneRun:
     def loss(self) -> str:
         """Named finite scalars, also where the data set has no labels."""
         self.model.train()
-        self._first = _total(self.method.loss(self.model, self.batch))
+        first = _total(self.method.loss(self.model, self.batch))
         _total(self.method.loss(self.model, replace(self.batch, labels=None)))
-        return f"{float(self._first):.4f}"
+        return f"{float(first.detach()):.4f}"
 
     def bf16(self) -> str:
         """The loss is finite under autocast, as with train.precision=bf16."""
         with torch.autocast("cpu", torch.bfloat16):
-            return f"{float(_total(self.method.loss(self.model, self.batch))):.4f}"
+            return f"{float(_total(self.method.loss(self.model, self.batch)).detach()):.4f}"
 
     def gradients(self) -> str:
         """Every trained tensor is reached."""
@@ -238,7 +169,7 @@ class BackboneRun:
             total = _total(self.method.loss(self.model, self.batch))
             total.backward()
             optimizer.step()
-            losses.append(float(total))
+            losses.append(float(total.detach()))
         still = [n for n, p in parameters.items() if torch.equal(p, self._start[n])]
         if still:
             raise ContractError(
@@ -291,8 +222,9 @@ class BackboneRun:
         )
         if not difference <= TOLERANCE:
             raise ContractError(
-                f"an embedding changes by up to {difference:.1e} with the other rows of its batch (tolerance {TOLERANCE:.0e}); "
-                "scores would depend on how the evaluation cuts its batches. Do not mix rows in encode_image or encode_text"
+                f"an embedding changes by up to {difference:.1e} with the other rows of its batch (tolerance "
+                f"{TOLERANCE:.0e}); scores would depend on how the evaluation cuts its batches. Do not mix rows in "
+                "encode_image or encode_text"
             )
         return f"differences up to {difference:.0e}"
 
@@ -306,9 +238,10 @@ class BackboneRun:
         _, text = self._encode(images[short], trimmed)
         difference = _distance(text, self._text[short])
         if not difference <= TOLERANCE:
+            cut = tokens.ids.shape[1] - trimmed.ids.shape[1]
             raise ContractError(
-                f"a text embedding changes by up to {difference:.1e} when {tokens.ids.shape[1] - trimmed.ids.shape[1]} padding "
-                f"tokens are cut off (tolerance {TOLERANCE:.0e}); respect Tokens.mask, and Hidden.mask where tokens are inserted"
+                f"a text embedding changes by up to {difference:.1e} when {cut} padding tokens are cut off (tolerance "
+                f"{TOLERANCE:.0e}); respect Tokens.mask, and Hidden.mask where tokens are inserted"
             )
         return f"differences up to {difference:.0e}"
 
@@ -321,8 +254,8 @@ class BackboneRun:
             now = self.backbone.image.pooled(images), self.backbone.text.pooled(tokens)
         if not (torch.equal(now[0], self._pooled[0]) and torch.equal(now[1], self._pooled[1])):
             raise ContractError(
-                "it promises head_only, but the towers' pooled outputs are not those of the untouched backbone, which the "
-                "harness computes once and caches; set head_only = False"
+                "it promises head_only, but the towers' pooled outputs are not those of the untouched backbone, which "
+                "the harness computes once and caches; set head_only = False"
             )
         cached = replace(self.batch, images=None, tokens=None, image_pooled=now[0], text_pooled=now[1])
         with inference(self.model, "fp32", _CPU):
@@ -330,9 +263,9 @@ class BackboneRun:
             both = [float(_total(self.method.loss(self.model, b))) for b in (self.batch, cached)]
         if self._far(heads) > TOLERANCE or abs(both[0] - both[1]) > TOLERANCE * max(1.0, abs(both[0])):
             raise ContractError(
-                f"it promises head_only, but cached features give another result than pixels and words: embeddings differ by "
-                f"{self._far(heads):.1e}, the loss is {both[1]:.6f} instead of {both[0]:.6f}. Put the whole method into head_image "
-                "and head_text, or set head_only = False"
+                "it promises head_only, but cached features give another result than pixels and words: embeddings differ "
+                f"by {self._far(heads):.1e}, the loss is {both[1]:.6f} instead of {both[0]:.6f}. Put the whole method "
+                "into head_image and head_text, or set head_only = False"
             )
         return "cached features give the same loss"
 
@@ -348,8 +281,9 @@ class BackboneRun:
         difference = self._far(self._encode(images, tokens, model))
         if not difference <= TOLERANCE:
             raise ContractError(
-                f"loaded into a freshly built model, the trained tensors give embeddings that differ by {difference:.1e}; "
-                "something outside trainable() was learned, or build() is not repeatable under a fixed seed"
+                f"loaded into a freshly built model, the trained tensors give embeddings that differ by up to "
+                f"{difference:.1e}; something outside trainable() was learned, or build() is not repeatable under a "
+                "fixed seed"
             )
         return f"{len(data):,} bytes" if stored else "nothing to store"
 
@@ -385,5 +319,5 @@ def _total(losses: Any) -> Tensor:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ContractError(f"loss() gave {name!r}: {shape}; expected a tensor without dimensions under a string")
         if not torch.isfinite(value):
-            raise ContractError(f"loss {name!r} is {float(value)}")
+            raise ContractError(f"loss {name!r} is {float(value.detach())}")
     return torch.stack([value.float() for value in losses.values()]).sum()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -105,20 +105,23 @@ def make_batch(
     """Gather the pairs of the given captions; pictures travel as uint8 and are augmented and normalised on the device."""
     split = data.split
     owner, text = split.owner[rows], split.text_ids[rows]
-    labels = None if split.labels is None else torch.from_numpy(split.labels[owner]).to(device)
-    ids = {
-        "image_ids": torch.from_numpy(owner).to(device),
-        "text_ids": torch.from_numpy(text).to(device),
-        "labels": labels,
-    }
+    batch = Batch(
+        images=None,
+        tokens=None,
+        image_ids=torch.from_numpy(owner).to(device),
+        text_ids=torch.from_numpy(text).to(device),
+        labels=None if split.labels is None else torch.from_numpy(split.labels[owner]).to(device),
+    )
     if pooled is not None:
-        image_pooled = pooled.image[torch.from_numpy(owner)].to(device)
-        text_pooled = pooled.text[torch.from_numpy(text)].to(device)
-        return Batch(None, None, image_pooled=image_pooled, text_pooled=text_pooled, **ids)
+        return replace(
+            batch,
+            image_pooled=pooled.image[torch.from_numpy(owner)].to(device),
+            text_pooled=pooled.text[torch.from_numpy(text)].to(device),
+        )
     raw = data.images.gather(owner).to(device, non_blocking=True)
     images = normalised(augment(raw, recipe.augmentation, generator) if generator else raw, backbone)
     tokens = data.tokens[torch.from_numpy(text)]
-    return Batch(images, (tokens.trimmed() if backbone.trims_text else tokens).to(device), **ids)
+    return replace(batch, images=images, tokens=(tokens.trimmed() if backbone.trims_text else tokens).to(device))
 
 
 def normalised(raw: Tensor, backbone: DualEncoder) -> Tensor:

@@ -62,7 +62,7 @@ class Engine:
         optimizer = _optimizer(groups, recipe, device)
         factor = learning_rate_factor(recipe, total_steps, steps_per_epoch)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        with _scalars_as_vectors(model):
+        with _own_broadcast(deepspeed):
             self._engine, _, _, _ = deepspeed.initialize(
                 model=_LossModule(model, method),
                 model_parameters=parameters,
@@ -128,8 +128,10 @@ class Engine:
             try:
                 found, _ = self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
             except Exception as error:
+                reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
                 raise TrainingError(
-                    f"checkpoint {folder} cannot be restored ({type(error).__name__}: {error})"
+                    f"checkpoint {folder} cannot be restored ({type(error).__name__}: {reason}); delete the folder to start "
+                    "the trial afresh"
                 ) from error
         if found is None:
             raise TrainingError(f"checkpoint {folder} holds no engine state")
@@ -208,16 +210,21 @@ def _deepspeed() -> Any:
 
 
 @contextmanager
-def _scalars_as_vectors(model: nn.Module) -> Iterator[None]:
+def _own_broadcast(deepspeed: Any) -> Iterator[None]:
     """DeepSpeed broadcasts each parameter as bytes, which torch refuses for tensors without dimensions (CLIP's temperature)."""
-    scalars = [p for p in model.parameters() if p.ndim == 0]
-    for parameter in scalars:
-        parameter.data = parameter.data.reshape(1)
+    engine = deepspeed.DeepSpeedEngine
+    theirs = engine._broadcast_model
+
+    def broadcast(self: Any) -> None:
+        if torch.distributed.get_world_size() > 1:
+            for parameter in self.module.parameters():
+                torch.distributed.broadcast(parameter.data, src=0)
+
+    engine._broadcast_model = broadcast
     try:
         yield
     finally:
-        for parameter in scalars:
-            parameter.data = parameter.data.reshape(())
+        engine._broadcast_model = theirs
 
 
 def _free_port() -> int:
@@ -231,11 +238,12 @@ def _weights_only() -> Iterator[None]:
     """DeepSpeed asks torch.load for full unpickling; refuse that, a checkpoint folder may come from anywhere."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum]):
+        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
             yield
     finally:
         if before is None:

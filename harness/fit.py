@@ -19,7 +19,7 @@ from petlbench.harness.evaluate import MAIN_RULE, evaluate
 from petlbench.harness.features import Pooled
 from petlbench.harness.spec import TrialSpec
 from petlbench.methods.backbones.base import DualEncoder
-from petlbench.methods.base import Method
+from petlbench.methods.base import Method, names_in
 from petlbench.methods.recipe import Recipe
 
 Report = Callable[[dict[str, Any]], None]
@@ -69,7 +69,7 @@ def fit(
         model=model,
         method=method,
         trainable=trainable,
-        new_heads=set(backbone.new_parameters()),
+        new_heads=set(names_in(model, backbone, backbone.new_parameters())),
         recipe=recipe,
         config=spec.engine,
         total_steps=steps_per_epoch * recipe.epochs,

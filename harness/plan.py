@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from petlbench.datasets.card import Card
 from petlbench.datasets.load import load
+from petlbench.datasets.options import OPTIONS
 from petlbench.datasets.registry import load_card
-from petlbench.datasets.split import SPLITS, DataError
-from petlbench.datasets.validation import checked, suggest
-from petlbench.harness.experiment import Experiment, ExperimentError
+from petlbench.datasets.split import SPLITS
+from petlbench.datasets.validation import suggest
+from petlbench.harness.experiment import Experiment, ExperimentError, merged
 from petlbench.harness.record import RecordError, find_records, read_record, record_path
 from petlbench.harness.spec import Named, Paths, Trial, TrialSpec
 
+if TYPE_CHECKING:
+    from petlbench.methods.backbones.registry import BackboneInfo
+    from petlbench.methods.base import Method
+
 WEIGHT_OPTIONS = ("weights", "text_weights")
 """Backbone options that may name local files; their content, not their path, enters the spec."""
+
+_SPELT = {"method": "method", "dataset": "data set", "backbone": "backbone"}
 
 
 @dataclass(frozen=True)
@@ -60,30 +69,36 @@ def make_plan(experiment: Experiment, *, force: bool = False, command: list[str]
             corrupt record in the results folder, which must be dealt with before anything runs.
     """
     from petlbench.methods import registry
-    from petlbench.methods.backbones.registry import describe_backbone
 
     results = Path(experiment.results).expanduser().absolute()
     sources = registry.discover(experiment.plugins)
     names = registry.resolve(experiment.methods, sources)
-    _known_sections(experiment.method, sources, "method")
-    _known_sections(experiment.dataset, experiment.datasets, "dataset", hint="list it under `datasets` too")
-    _known_sections(experiment.backbone, experiment.backbones, "backbone", hint="list it under `backbones` too")
-    classes = {name: registry.load(sources[name]) for name in names}
+    _known_sections(experiment, "method", sources)
+    _known_sections(experiment, "backbone", experiment.backbones, hint=" (or list it under `backbones`)")
+    cards = {name: load_card(name) for name in dict.fromkeys(experiment.datasets)}
+    _known_sections(
+        experiment, "dataset", {*cards, *(c.name for c in cards.values())}, hint=" (or list it under `datasets`)"
+    )
     plugins = [str(Path(p).resolve()) for p in experiment.plugins]
 
-    planned: list[Planned] = []
+    # From the cheapest check to the dearest: options, weight files, captions.
+    classes = {name: registry.load(sources[name]) for name in dict.fromkeys([*names, *experiment.method])}
+    _known_preset(experiment.preset, {name: classes[name] for name in names})
+    settings = {name: _method(name, cls, experiment) for name, cls in classes.items()}
+    backbones = [_backbone(name, experiment) for name in dict.fromkeys(experiment.backbones)]
+
+    planned: dict[str, Planned] = {}
     refused: list[tuple[str, str]] = []
-    for dataset in experiment.datasets:
-        card, data, root = _dataset(dataset, experiment)
-        for backbone_name in experiment.backbones:
-            info = describe_backbone(backbone_name, **experiment.backbone.get(backbone_name, {}))
-            backbone, weights = _backbone(backbone_name, info.options)
-            for name, cls in classes.items():
-                reason = _refusal(cls, info)
+    for dataset, card in cards.items():
+        data, root = _dataset(dataset, card, experiment)
+        for info, backbone, weights in backbones:
+            for name in names:
+                cls = classes[name]
+                reason = _refusal(cls, info, experiment.preset)
                 if reason:
-                    refused.append((f"{name}/{card.name}/{backbone_name}", reason))
+                    refused.append((f"{name}/{card.name}/{info.name}", reason))
                     continue
-                config, recipe = _method(name, cls, experiment)
+                config, recipe = settings[name]
                 # A method that trains nothing gives the same numbers for every seed.
                 for seed in experiment.seeds if cls.trains else experiment.seeds[:1]:
                     spec = TrialSpec(
@@ -95,54 +110,88 @@ def make_plan(experiment: Experiment, *, force: bool = False, command: list[str]
                         protocol=experiment.protocol,
                         seed=seed,
                     )
+                    if spec.spec_id in planned:  # a seed given twice
+                        continue
                     paths = Paths(
                         results=str(results),
                         work=str(results / ".work"),
                         dataset_root=root,
-                        dataset_card=str(Path(dataset).expanduser().absolute())
-                        if dataset.endswith((".yaml", ".yml"))
-                        else dataset,
+                        dataset_card=_absolute(dataset) if dataset.endswith((".yaml", ".yml")) else dataset,
                         weights=weights,
                         plugins=plugins,
                         command=command or [],
                     )
-                    planned.append(_state(Trial(spec=spec, paths=paths), results, force))
-    return Plan(planned, refused)
+                    planned[spec.spec_id] = _state(Trial(spec=spec, paths=paths), results, force)
+    return Plan(list(planned.values()), refused)
 
 
-def _dataset(name: str, experiment: Experiment) -> tuple[Card, Named, str | None]:
-    card = load_card(name)
-    given = dict(experiment.dataset.get(name, {}))
-    root = given.pop("root", None)
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _dataset(name: str, card: Card, experiment: Experiment) -> tuple[Named, str | None]:
+    if name != card.name and name in experiment.dataset and card.name in experiment.dataset:
+        raise ExperimentError(
+            f"sections dataset.{name} and dataset.{card.name} speak of the same data set; join them into one"
+        )
+    section = name if name in experiment.dataset else card.name
+    places = ("root",) if card.files is not None else ()
+    options = experiment.checked_section(
+        _reader_options(card), "dataset", section, base=card.options, leave=places
+    ).model_dump(mode="json")
+    root = experiment.dataset.get(section, {}).get("root") if places else None
     if root is not None:
-        root = str(Path(root).expanduser().absolute())
-    # Reading now finds a missing file or an unknown option before anything is started, and ties the identity of every
-    # trial to the pictures' names, captions and ownership rather than to where they lie.
-    splits = load(card, root, **given)
+        root = _absolute(str(root))
+    # Reading now finds a missing file before anything is started, and ties the identity of every trial to the pictures'
+    # names, captions and ownership rather than to where they lie.
+    splits = load(card, root, **options)
     for needed in SPLITS:
-        if needed not in splits:
+        if needed not in splits or not splits[needed].captions:
             raise ExperimentError(
-                f"data set {card.name} has no {needed} split (it has: {', '.join(splits)}); training needs train, "
-                "selection needs val, and the board needs test. Choose a card or an option that splits it"
+                f"data set {card.name} has no {needed} split (it has: {', '.join(s for s in splits if splits[s].captions)}); "
+                "training needs train, selection needs val, and the board needs test. Choose a card or an option that "
+                "splits it"
             )
     hashes = {name: split.sha256 for name, split in splits.items()}
-    return card, Named(name=card.name, options={**card.options, **given, "splits": hashes}), root
+    return Named(name=card.name, options={**options, "splits": hashes}), root
 
 
-def _backbone(name: str, options: Mapping[str, Any]) -> tuple[Named, dict[str, str]]:
-    """Replace local weight paths by file name and hash, so that a spec means the same on every machine."""
+def _reader_options(card: Card) -> type[BaseModel]:
+    if card.format == "scenes":
+        from petlbench.datasets.readers.scenes import ScenesOptions
+
+        return ScenesOptions
+    return OPTIONS[card.format]
+
+
+def _backbone(name: str, experiment: Experiment) -> tuple[BackboneInfo, Named, dict[str, str]]:
+    """Replace local weight paths by their content's hash, so that a spec means the same on every machine."""
+    from petlbench.methods.backbones.base import BackboneError
+    from petlbench.methods.backbones.registry import BackboneConfig, describe_backbone
     from petlbench.methods.backbones.weights_io import file_sha256
 
-    resolved = dict(options)
+    section = experiment.backbone.get(name, {})
+    if "name" in section:
+        raise ExperimentError(
+            f"{experiment.place('backbone', name, 'name')}: key `backbone.{name}.name` is unknown; the section's own name "
+            "says which backbone it is"
+        )
+    experiment.checked_section(BackboneConfig, "backbone", name, base={"name": name})
+    try:
+        info = describe_backbone(name, **section)
+    except BackboneError as error:
+        if name not in experiment.backbone:
+            raise
+        raise ExperimentError(f"{experiment.place('backbone', name)}: {error}") from error
+    resolved = dict(info.options)
     weights: dict[str, str] = {}
     for key in WEIGHT_OPTIONS:
         given = resolved.get(key)
         path = Path(str(given)).expanduser() if given else None
         if path is not None and path.exists():
             weights[key] = str(path.absolute())
-            digest = file_sha256(path) if path.is_file() else _folder_sha256(path)
-            resolved[key] = f"{path.name}@sha256:{digest}"
-    return Named(name=name, options=resolved), weights
+            resolved[key] = f"sha256:{file_sha256(path) if path.is_file() else _folder_sha256(path)}"
+    return info, Named(name=name, options=resolved), weights
 
 
 def _folder_sha256(folder: Path) -> str:
@@ -154,32 +203,29 @@ def _folder_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _method(name: str, cls: Any, experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
+def _method(name: str, cls: type[Method], experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Resolved options and recipe: the method's preset, then the common ``train`` section, then the method's own."""
+    from petlbench.methods.base import Preset
     from petlbench.methods.recipe import Recipe
 
-    if experiment.preset not in cls.presets:
-        raise ExperimentError(
-            f"method {name} has no preset {experiment.preset!r}; it has: {', '.join(cls.presets)}. "
-            "Choose one of these, or leave the method out"
-        )
-    preset = cls.presets[experiment.preset]
-    own = dict(experiment.method.get(name, {}))
-    own_train = own.pop("train", {})
-    if not isinstance(own_train, dict):
-        raise ExperimentError(f"method.{name}.train must be a section, found {own_train!r}")
-    try:
-        config = checked(cls.Config, {**preset.method, **own}, f"method.{name}")
-        recipe = checked(
-            Recipe, {**preset.train, **experiment.train, **own_train}, f"train (common, or method.{name}.train)"
-        )
-    except DataError as error:
-        raise ExperimentError(str(error)) from error
+    preset = cls.presets.get(experiment.preset, Preset())
+    config = experiment.checked_section(cls.Config, "method", name, base=preset.method, leave=("train",))
+    common = merged(preset.train, experiment.checked_section(Recipe, "train").model_dump(exclude_unset=True))
+    recipe = experiment.checked_section(Recipe, "method", name, "train", base=common)
     if not cls.trains:  # the recipe of a method without training must not split its results
         recipe = Recipe(epochs=0)
     return config.model_dump(mode="json"), recipe.model_dump(mode="json")
 
 
-def _refusal(cls: Any, info: Any) -> str | None:
+def _known_preset(preset: str, classes: Mapping[str, type[Method]]) -> None:
+    known = {name for cls in classes.values() for name in cls.presets}
+    if preset not in known:
+        raise ExperimentError(f"none of the methods has a preset {preset!r}; {suggest(preset, known)}")
+
+
+def _refusal(cls: type[Method], info: BackboneInfo, preset: str) -> str | None:
+    if preset not in cls.presets:
+        return f"has no preset {preset!r}, only {', '.join(cls.presets)}"
     if info.kind not in cls.kinds:
         return f"works on backbones of kind {', '.join(cls.kinds)}, not {info.kind}"
     if cls.needs_alignment and not info.aligned:
@@ -204,24 +250,33 @@ def _state(trial: Trial, results: Path, force: bool) -> Planned:
     return Planned(trial, path, "failed before", (record.error.message if record.error else record.status)[:200])
 
 
-def _known_sections(sections: Mapping[str, Any], known: Any, what: str, hint: str = "") -> None:
-    for name in sections:
+def _known_sections(experiment: Experiment, what: str, known: Collection[str], hint: str = "") -> None:
+    for name in getattr(experiment, what):
         if name not in known:
             raise ExperimentError(
-                f"section {what}.{name}: {what} `{name}` is not part of this experiment; {suggest(name, known)}"
-                + (f" ({hint})" if hint else "")
+                f"{experiment.place(what, name)}: section `{what}.{name}`: this experiment has no {_SPELT[what]} `{name}`; "
+                f"{suggest(name, known)}{hint}"
             )
 
 
-def seconds_of(results: Path) -> dict[tuple[str, str, str], float]:
-    """Mean measured seconds per (method, dataset, backbone) of the records in a folder, for estimates."""
+def seconds_of(results: Path) -> tuple[dict[tuple[str, str, str], float], list[str]]:
+    """Mean measured seconds per (method, dataset, backbone) of the records in a folder, for estimates.
+
+    Returns:
+        The means, and what is wrong with the records that could not be read.
+    """
     times: dict[tuple[str, str, str], list[float]] = {}
+    problems: list[str] = []
     for path in find_records(results):
         try:
             record = read_record(path)
-        except RecordError:
-            continue  # `plan` only estimates; `leaderboard` reports corrupt records
-        if record.cost is not None:
+            if record.cost is None:
+                continue
             key = (record.method.name, record.spec["dataset"]["name"], record.spec["backbone"]["name"])
-            times.setdefault(key, []).append(record.cost.train_s + record.cost.eval_s)
-    return {key: sum(values) / len(values) for key, values in times.items()}
+        except RecordError as error:
+            problems.append(str(error))
+        except (KeyError, TypeError):
+            problems.append(f"{path}: key `spec` names no data set or no backbone; move the file away or restore it")
+        else:
+            times.setdefault(key, []).append(record.cost.train_s + record.cost.cache_s + record.cost.eval_s)
+    return {key: sum(values) / len(values) for key, values in times.items()}, problems

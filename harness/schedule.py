@@ -104,10 +104,11 @@ def run_trials(planned: list[Planned], resources: Resources, display: Display) -
             shutil.rmtree(scratch, ignore_errors=True)
             display.stop()
     failed = []
-    for result in results:
-        spec_id = _spec_id(result.config["trial"])
+    for index in range(len(results)):
+        result = results[index]
         if result.error is not None:
-            failed.append(_account(by_id[spec_id], result.error))
+            assert result.config is not None
+            failed.append(_account(by_id[_spec_id(result.config["trial"])], result.error))
     done = sum(1 for p in planned if p.path.exists() and read_record(p.path).status == "ok")
     return Outcome(done, failed, interrupted=done + len(failed) < len(planned))
 

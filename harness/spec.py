@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SPEC_VERSION = 1
-
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -42,7 +40,7 @@ class Named(_Part):
 class TrialSpec(_Part):
     """Everything that determines a trial's result, and nothing else (no paths, no machine)."""
 
-    version: Literal[1] = SPEC_VERSION
+    version: Literal[1] = 1
     method: Named
     dataset: Named
     backbone: Named

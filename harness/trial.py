@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from safetensors.torch import save_file
 from torch import nn
 
@@ -37,6 +37,7 @@ from petlbench.harness.record import (
     Record,
     SelectionPart,
     SplitPart,
+    read_record,
     record_path,
     write_record,
 )
@@ -44,15 +45,11 @@ from petlbench.harness.spec import Trial
 from petlbench.methods import registry
 from petlbench.methods.backbones.base import DualEncoder
 from petlbench.methods.backbones.registry import load_backbone
-from petlbench.methods.base import Method, MethodError, count
+from petlbench.methods.base import Method, MethodError, count, names_in
 from petlbench.methods.recipe import LossConfig, Recipe
 
 WEIGHTS_SUFFIX = ".weights.safetensors"
 _AUDIT_ROWS = 4
-
-
-class TrialBusy(RuntimeError):
-    """Another process is running the same trial."""
 
 
 @dataclass(frozen=True)
@@ -70,26 +67,30 @@ class Parts:
 def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None] = lambda line: None) -> Record:
     """Run a trial and write its record; a failure is recorded too, then raised.
 
+    Where another process is running the same trial (a second driver, or the last worker of a killed one), this waits for
+    it and takes its record.
+
     Raises:
-        TrialBusy: The trial is running elsewhere; nothing was touched.
         Exception: Whatever went wrong, after a record with status ``failed`` was written.
     """
     work = Path(trial.paths.work) / trial.spec.spec_id[:16]
     work.mkdir(parents=True, exist_ok=True)
     path = record_path(Path(trial.paths.results), trial.spec.model_dump(mode="json"), trial.spec.spec_id)
     started = now()
-    try:
-        with FileLock(str(work) + ".lock", timeout=0):
-            try:
-                record = _run(trial, path, Checkpoints(work), started, report)
-            except Exception as error:
-                write_record(failed_record(trial, started, error), path)
-                raise
-            write_record(record, path)
-            Checkpoints(work).clear()
-            return record
-    except Timeout as error:
-        raise TrialBusy(f"{trial.spec.label}: another process is running this trial (lock {work}.lock)") from error
+    asked = time.time()
+    with FileLock(str(work) + ".lock"):
+        if path.exists() and path.stat().st_mtime > asked:
+            theirs = read_record(path)
+            if theirs.status == "ok" and theirs.spec_id == trial.spec.spec_id:
+                return theirs
+        try:
+            record = _run(trial, path, Checkpoints(work), started, report)
+        except Exception as error:
+            write_record(failed_record(trial, started, error), path)
+            raise
+        write_record(record, path)
+        Checkpoints(work).clear()
+        return record
 
 
 def _run(
@@ -123,7 +124,7 @@ def _run(
     base_size = sum(p.numel() for p in backbone.parameters())
     seed_everything(spec.seed)
     model = method.build(backbone).to(device)
-    new_heads = set(_names_in(model, backbone, backbone.new_parameters())) if method.trains else set()
+    new_heads = set(names_in(model, backbone, backbone.new_parameters())) if method.trains else set()
     own = set(method.trainable(model)) - new_heads
     trainable = [n for n, _ in model.named_parameters() if n in own or n in new_heads]
     audit.freeze_all_but(model, trainable, method.name)
@@ -151,7 +152,7 @@ def _run(
     allocated, reserved = peak_memory(device)
 
     # Ranks and weights first, so that a record never points at files that do not exist.
-    ranks_path = path.with_suffix("").with_name(path.stem + RANKS_SUFFIX)
+    ranks_path = path.with_name(path.stem + RANKS_SUFFIX)
     path.parent.mkdir(parents=True, exist_ok=True)
     ranks.save(ranks_path)
     weights_path = Path(trial.paths.work) / "weights" / (path.stem + WEIGHTS_SUFFIX)
@@ -193,7 +194,7 @@ def _run(
         curve=[EpochPart(**line) for line in progress.curve],
         audit=checks,
         provenance=provenance(started, trial.paths.command),
-        artifacts={"ranks": ranks_path.name},
+        artifacts={"ranks": ranks_path.name, **({"weights": f".work/weights/{weights_path.name}"} if stored else {})},
     )
 
 
@@ -277,13 +278,6 @@ def _data_part(card: Card, splits: dict[str, Split]) -> DataPart:
                 part.class_only = metrics.class_oracle(split.owner, split.labels)
         found[name] = part
     return DataPart(name=card.name, title=card.title, card_version=card.version, splits=found)
-
-
-def _names_in(model: nn.Module, backbone: DualEncoder, names: Any) -> list[str]:
-    """Names of backbone parameters as the built model calls them (it may hold the backbone inside)."""
-    by_id = {id(p): n for n, p in model.named_parameters()}
-    own = dict(backbone.named_parameters())
-    return [by_id[id(own[name])] for name in names]
 
 
 def _save_weights(model: nn.Module, trainable: set[str], path: Path) -> int:

@@ -15,7 +15,6 @@ from petlbench.methods import losses
 from petlbench.methods.backbones.base import DualEncoder, Tokens
 from petlbench.methods.recipe import LossConfig
 
-
 PE_RSITR = (
     "Yuan et al., Parameter-Efficient Transfer Learning for Remote Sensing Image-Text Retrieval, TGRS 2023, Tab. {}"
 )

@@ -1,12 +1,15 @@
-"""LoRA: low-rank updates of the attention (and MLP) matrices, through the `peft` library."""
+"""LoRA: low-rank updates of the attention (and MLP) matrices; `peft` where a matrix is a linear layer of its own."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from petlbench.methods.backbones.base import DualEncoder, Tower
 from petlbench.methods.base import Domain, Method, MethodConfig, MethodError, Preset
@@ -24,11 +27,46 @@ class LoraConfig(MethodConfig):
     towers: Literal["image", "text", "both"] = "both"
 
 
+class _PackedLora(nn.Module):
+    """An ``nn.MultiheadAttention`` whose packed q, k, v matrix and output matrix each get a low-rank update.
+
+    Same form as peft's wrapper for this module: one A and one B of 3 W rows for q, k and v together. Peft adds the update
+    to the frozen weights before each pass and subtracts it after, and the rounding stays behind; here the sum is made
+    anew, so the frozen weights never change.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention, rank: int, scale: float):
+        super().__init__()
+        width = attention.embed_dim
+        self.base_layer = attention
+        self.scale = scale
+        self.lora_A = nn.ParameterDict({k: _kaiming(rank, width) for k in ("in_proj", "out_proj")})
+        self.lora_B = nn.ParameterDict({"in_proj": torch.zeros(3 * width, rank), "out_proj": torch.zeros(width, rank)})
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``nn.MultiheadAttention``, with both matrices updated."""
+        base = self.base_layer
+        weights = {
+            "in_proj_weight": self._updated(base.in_proj_weight, "in_proj"),
+            "out_proj.weight": self._updated(base.out_proj.weight, "out_proj"),
+        }
+        return functional_call(base, weights, args, kwargs)
+
+    def _updated(self, weight: Tensor, name: str) -> Tensor:
+        # In bf16 a small update would be lost in the sum; the attention casts the result itself.
+        with torch.autocast(weight.device.type, enabled=False):
+            return torch.addmm(weight, self.lora_B[name], self.lora_A[name], alpha=self.scale)
+
+
+def _kaiming(rank: int, width: int) -> Tensor:
+    return nn.init.kaiming_uniform_(torch.empty(rank, width), a=math.sqrt(5))
+
+
 class Lora(Method):
     """W + (alpha / rank) B A with B zero at the start, on q, k, v and output projections by default (Hu et al. 2022).
 
-    open_clip packs q, k and v into one matrix and reads the output projection's weight directly, so `peft` has to wrap the
-    whole attention module; naming `out_proj` would train nothing.
+    open_clip packs q, k and v into one matrix and reads the output projection's weight directly, so the whole attention
+    module has to be wrapped; naming `out_proj` would train nothing.
     """
 
     title = "LoRA"
@@ -42,21 +80,29 @@ class Lora(Method):
 
     def build(self, backbone: DualEncoder) -> nn.Module:
         """The backbone with LoRA layers injected in place."""
-        import peft
-
         config = self._config()
-        targets = self._targets(backbone)
-        if config.dropout and any(isinstance(backbone.get_submodule(t), nn.MultiheadAttention) for t in targets):
+        linear: list[str] = []
+        packed: list[str] = []
+        for target in self._targets(backbone):
+            (packed if isinstance(backbone.get_submodule(target), nn.MultiheadAttention) else linear).append(target)
+        if config.dropout and packed:
             raise MethodError(
-                f"method lora: dropout {config.dropout} on {backbone.name}, whose attention is packed; peft merges the update into "
-                "the weights there, which leaves no input to drop. Set method.lora.dropout=0 or method.lora.targets=mlp"
+                f"method lora: dropout {config.dropout} on {backbone.name}, whose attention is packed; the update is summed "
+                "into the weights there, which leaves no input to drop. Set method.lora.dropout=0 or method.lora.targets=mlp"
             )
-        peft.inject_adapter_in_model(
-            peft.LoraConfig(
-                r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
-            ),
-            backbone,
-        )
+        for target in packed:
+            attention: Any = backbone.get_submodule(target)
+            backbone.set_submodule(target, _PackedLora(attention, config.rank, config.alpha / config.rank))
+        if linear:
+            import peft
+
+            injected = peft.LoraConfig(
+                r=config.rank,
+                lora_alpha=config.alpha,  # type: ignore[arg-type]  # annotated int, used as a factor
+                lora_dropout=config.dropout,
+                target_modules=linear,
+            )
+            peft.inject_adapter_in_model(injected, backbone)
         return backbone
 
     def trainable(self, model: nn.Module) -> Iterable[str]:

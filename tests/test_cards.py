@@ -164,3 +164,19 @@ def test_real_sets_are_what_their_cards_say(name):
 
 def test_cards_are_plain_files_beside_the_code():
     assert sorted(path.stem for path in CARDS.iterdir() if path.suffix == ".yaml") == list(list_cards())
+
+
+def test_the_generated_set_needs_no_root():
+    card = load_card("scenes")
+    splits = load(card, train=60, val=0, test=30)
+    assert (len(splits["train"].images), len(splits["test"].images)) == (60, 30)
+    whole = load(card)
+    assert {name: (len(split.images), len(split.captions)) for name, split in whole.items()} == {
+        name: (expected.images, expected.captions) for name, expected in card.expected.items()
+    }
+    refused(lambda: load(card, sead=1), "data set scenes", "did you mean `seed`?")
+
+
+def test_options_of_a_card_of_scenes_are_checked_with_their_line(tmp_path):
+    text = OWN.split("files:")[0].replace("karpathy", "scenes") + "options:\n  sead: 3\n"
+    refused(lambda: load_card(own_card(tmp_path, text)), "mine.yaml:8: key `options.sead` is unknown", "`seed`?")

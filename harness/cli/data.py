@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 data = typer.Typer(help="Prepare and examine data sets.", no_args_is_help=True)
 
@@ -29,6 +33,10 @@ def _options(sets: list[str] | None) -> dict[str, object]:
     return found
 
 
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+
+
 @data.command("prepare")
 def prepare(
     dataset: Name,
@@ -47,9 +55,7 @@ def prepare(
     with Progress(*columns) as bar:
         for name, split in splits.items():
             task = bar.add_task(name, total=len(split.images))
-            made = prepare_split(
-                split, resolution, progress=lambda done, total, task=task: bar.update(task, completed=done)
-            )
+            made = prepare_split(split, resolution, progress=partial(_advance, bar, task))
             bar.update(task, completed=len(split.images))
             bar.print(
                 f"{name}: {len(made)} pictures at {resolution} px in {made.folder}"
@@ -81,5 +87,5 @@ def doctor(
         typer.echo(report.to_json())
     else:
         render(report, Console())
-    if report.has_errors:
+    if not report.ok:
         raise typer.Exit(1)

@@ -78,8 +78,8 @@ def plan(
             row["method"], row["dataset"], row["backbone"], str(row["seed"]), row["spec_id"][:8], row["state"], cost
         )
     console.print(table)
-    for item in refused:
-        console.print(f"left out: {item['combination']}: {item['reason']}", markup=False, soft_wrap=True)
+    for label, reason in made.refused:
+        console.print(f"left out: {label}: {reason}", markup=False, soft_wrap=True)
     estimate = f"about {_seconds(sum(known))} of trial time" if known else "cost unknown"
     unknown = f", {len(todo) - len(known)} trials of unknown cost" if known and len(known) < len(todo) else ""
     console.print(f"{len(todo)} to run, {len(rows) - len(todo)} recorded; {estimate}{unknown}")

@@ -102,7 +102,8 @@ def locate_minilm(text_weights: str | None) -> tuple[Path, str]:
     )
     if text_weights is not None:
         try:
-            folder, source = weights_io.find_weights(text_weights), Path(text_weights).name
+            folder = weights_io.find_weights(text_weights)
+            source = PACKAGE if folder == _packaged() else folder.name
         except BackboneError as error:
             if not weights_io.is_hub_name(text_weights):
                 raise BackboneError(f"{error}; {ways}") from error

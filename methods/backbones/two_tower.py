@@ -127,8 +127,8 @@ def load_two_tower(
     hashes = [weights_io.file_sha256(image_path), weights_io.file_sha256(folder / "model.safetensors")]
     provenance = Provenance(
         kind="two_tower",
-        architecture=f"dinov2-vit{vision.config.hidden_size}/14x{len(vision.encoder.layer)}"
-        f"+bert{language.config.hidden_size}x{len(language.encoder.layer)}",
+        architecture=f"ViT {len(vision.encoder.layer)} x {vision.config.hidden_size} of DINOv2 shape, patch {PATCH}; "
+        f"BERT {len(language.encoder.layer)} x {language.config.hidden_size}",
         source=f"{image_source} + {text_source}",
         sha256=hashlib.sha256("".join(hashes).encode()).hexdigest(),
         activation="gelu",

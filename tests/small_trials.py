@@ -1,0 +1,46 @@
+"""Trials small enough to run whole inside a test: a few dozen rendered scenes on a two-block random CLIP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from petlbench.harness.experiment import load_experiment
+from petlbench.harness.plan import Plan, make_plan
+from petlbench.harness.spec import Trial
+from petlbench.methods.backbones.random_models import random_clip
+
+SMALL = ("dataset.scenes.train=48", "dataset.scenes.val=30", "dataset.scenes.test=30", "train.batch_size=16")
+
+
+def small_plan(results: Path, *sets: str, methods: list[str] | None = None, **options: Any) -> Plan:
+    """A plan over tiny splits of the rendered scenes; three epochs of one caption per picture unless said otherwise."""
+    defaults = ("train.epochs=3", "train.sampling=image")
+    return make_plan(
+        load_experiment(
+            None,
+            [*SMALL, *defaults, *sets],
+            methods=methods or ["full_finetune"],
+            results=str(results),
+            seeds=[0],
+            **options,
+        )
+    )
+
+
+def small_trial(results: Path, *sets: str, method: str = "full_finetune", **options: Any) -> Trial:
+    """The one trial of a small plan."""
+    (planned,) = small_plan(results, *sets, methods=[method], **options).planned
+    return planned.trial
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a random CLIP of two narrow blocks in the place of whichever backbone a trial asks for."""
+
+    def load(name: str, *, seed: int = 0, **options: Any):
+        return random_clip(seed=7)
+
+    monkeypatch.setattr("petlbench.harness.trial.load_backbone", load)

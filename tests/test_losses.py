@@ -1,0 +1,228 @@
+"""The contrastive losses: numbers by hand, closed forms, and which pairs count."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from petlbench.methods.base import Batch
+from petlbench.methods.losses import contrastive, infonce, multi_positive_infonce, same_pair
+from petlbench.methods.recipe import LossConfig
+
+LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.5, 1.0, -1.0], [0.0, 0.0, 3.0]])
+NAMES = ("infonce", "multi_positive")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pairs(image_ids, text_ids) -> Batch:
+    return Batch(None, None, torch.tensor(image_ids), torch.tensor(text_ids))
+
+
+def embeddings(rows: int, width: int = 8, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(rows, width, generator=generator, dtype=torch.float64),
+        torch.randn(rows, width, generator=generator, dtype=torch.float64),
+    )
+
+
+def by_hand(logits, kept=None):
+    """Symmetric InfoNCE with plain Python floats; ``kept[i][j]`` says whether a pair is in the denominators."""
+    n = len(logits)
+    total = 0.0
+    for i in range(n):
+        row = [math.exp(logits[i][j]) for j in range(n) if kept is None or kept[i][j]]
+        column = [math.exp(logits[j][i]) for j in range(n) if kept is None or kept[j][i]]
+        total += math.log(sum(row)) + math.log(sum(column)) - 2 * logits[i][i]
+    return total / (2 * n)
+
+
+ids = st.integers(1, 7).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.integers(0, 3), min_size=n, max_size=n), st.lists(st.integers(0, 4), min_size=n, max_size=n)
+    )
+)
+
+
+# --- numbers ---
+
+
+def test_two_pairs_by_hand():
+    # rows and columns of [[1, 0], [0, 1]]: every term is log(e + 1) - 1
+    assert float(infonce(torch.eye(2))) == pytest.approx(math.log(math.e + 1) - 1, abs=1e-6)
+
+
+def test_chance_level_is_log_n():
+    for n in (1, 2, 5, 128):
+        assert float(infonce(torch.zeros(n, n))) == pytest.approx(math.log(n), abs=1e-5)
+
+
+def test_three_pairs_by_hand():
+    assert float(infonce(LOGITS)) == pytest.approx(by_hand(LOGITS.tolist()), abs=1e-6)
+    assert float(infonce(LOGITS)) == pytest.approx(0.34303, abs=2e-5)  # worked out with a calculator
+
+
+def test_closed_form_of_torch():
+    logits = torch.randn(9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    closed = -(logits.log_softmax(1).diagonal().mean() + logits.log_softmax(0).diagonal().mean()) / 2
+    assert torch.allclose(infonce(logits), closed, atol=1e-12)
+
+
+def test_multi_positive_by_hand():
+    # rows 0 and 1 are positives of each other; row 2 stands alone
+    positive = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+
+    def one_way(s):
+        rows = s.log_softmax(1)
+        return -((rows[0, 0] + rows[0, 1]) / 2 + (rows[1, 0] + rows[1, 1]) / 2 + rows[2, 2]) / 3
+
+    expected = (one_way(LOGITS) + one_way(LOGITS.T)) / 2
+    assert torch.allclose(multi_positive_infonce(LOGITS, positive), expected, atol=1e-6)
+
+
+def test_the_whole_loss_normalises_and_scales():
+    image, text = embeddings(6)
+    expected = infonce(10.0 * (F.normalize(image) @ F.normalize(text).T))
+    got = contrastive(image * 7, text * 0.01, torch.tensor(10.0), pairs(range(6), range(6)), LossConfig())
+    assert torch.allclose(got.double(), expected, atol=1e-5)
+
+
+# --- which pairs count ---
+
+
+def test_same_pair_by_hand():
+    # pictures 0 0 1 2, strings 0 1 1 3: rows 0, 1 share the picture, rows 1, 2 the string; this is not transitive
+    found = same_pair(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 3]))
+    assert found.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+
+
+@given(ids)
+@settings(max_examples=60, deadline=None)
+def test_masking_removes_exactly_the_false_negatives(both):
+    image_ids, text_ids = both
+    n = len(image_ids)
+    logits = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    kept = [
+        [i == j or (image_ids[i] != image_ids[j] and text_ids[i] != text_ids[j]) for j in range(n)] for i in range(n)
+    ]
+    got = infonce(logits, same_pair(torch.tensor(image_ids), torch.tensor(text_ids)))
+    assert float(got) == pytest.approx(by_hand(logits.tolist(), kept), abs=1e-9)
+
+
+@given(ids)
+@settings(max_examples=30, deadline=None)
+def test_a_masked_pair_gets_no_gradient_and_every_other_does(both):
+    image_ids, text_ids = both
+    n = len(image_ids)
+    logits = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).requires_grad_()
+    same = same_pair(torch.tensor(image_ids), torch.tensor(text_ids))
+    infonce(logits, same).backward()
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+    masked = same & ~torch.eye(n, dtype=torch.bool)
+    assert (logits.grad[masked] == 0).all()
+    assert (logits.grad[~same] > 0).all()
+
+
+@given(ids, st.sampled_from(NAMES), st.booleans(), st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_the_order_of_pairs_does_not_matter(both, name, mask, random):
+    image_ids, text_ids = both
+    n = len(image_ids)
+    image, text = embeddings(n, seed=n)
+    order = list(range(n))
+    random.shuffle(order)
+    config = LossConfig(name=name, mask_duplicates=mask)
+    scale = torch.tensor(20.0)
+    one = contrastive(image, text, scale, pairs(image_ids, text_ids), config)
+    other = contrastive(
+        image[order], text[order], scale, pairs([image_ids[i] for i in order], [text_ids[i] for i in order]), config
+    )
+    assert float(one) == pytest.approx(float(other), rel=1e-4, abs=1e-5)
+
+
+@given(st.integers(1, 8))
+@settings(max_examples=8, deadline=None)
+def test_without_duplicates_all_three_are_one(n):
+    image, text = embeddings(n, seed=n)
+    batch, scale = pairs(range(n), range(10, 10 + n)), torch.tensor(14.3)
+    values = [
+        float(contrastive(image, text, scale, batch, LossConfig(name=name, mask_duplicates=mask)))
+        for name in NAMES
+        for mask in (False, True)
+    ]
+    assert values == pytest.approx([values[0]] * 4, rel=1e-5)
+
+
+def test_multi_positive_differs_where_embeddings_of_duplicates_differ():
+    image, text = embeddings(4)  # as with augmentation, equal pictures embed differently
+    batch, scale = pairs([0, 0, 1, 2], [0, 1, 2, 3]), torch.tensor(14.3)
+    one, other = (contrastive(image, text, scale, batch, LossConfig(name=name)) for name in NAMES)
+    assert abs(float(one) - float(other)) > 0.1
+
+
+def test_masking_is_off_unless_asked():
+    image, text = embeddings(4)
+    batch, scale = pairs([0, 0, 1, 2], [0, 1, 2, 3]), torch.tensor(14.3)
+    plain = contrastive(image, text, scale, batch, LossConfig())
+    masked = contrastive(image, text, scale, batch, LossConfig(mask_duplicates=True))
+    assert float(plain) > float(masked)  # fewer negatives
+
+
+def test_identical_pairs_are_lossless_only_when_masked():
+    # two rows with the same picture and string: InfoNCE cannot get below log 2 there, the masked form can
+    logits = torch.full((2, 2), 50.0)
+    same = same_pair(torch.tensor([0, 0]), torch.tensor([0, 0]))
+    assert float(infonce(logits)) == pytest.approx(math.log(2))
+    assert float(infonce(logits, same)) == 0
+    assert float(multi_positive_infonce(logits, same)) == pytest.approx(math.log(2))
+
+
+# --- numerics ---
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_reaches_both_sides_and_the_temperature(name):
+    image, text = (e.float().requires_grad_() for e in embeddings(5))
+    log_scale = torch.tensor(2.66, requires_grad=True)
+    batch = pairs([0, 0, 1, 2, 3], [0, 1, 1, 2, 3])
+    contrastive(image, text, log_scale.exp(), batch, LossConfig(name=name, mask_duplicates=True)).backward()
+    for tensor in (image, text, log_scale):
+        assert tensor.grad is not None and torch.isfinite(tensor.grad).all() and tensor.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_embeddings_are_compared_in_fp32(dtype, name):
+    image, text = (e.to(dtype) for e in embeddings(6))
+    batch, scale, config = pairs(range(6), range(6)), torch.tensor(100.0), LossConfig(name=name)
+    got = contrastive(image, text, scale, batch, config)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, contrastive(image.float(), text.float(), scale, batch, config))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_does_not_round_the_logits(name):
+    image, text = (e.float() for e in embeddings(6))
+    batch, scale, config = pairs(range(6), range(6)), torch.tensor(100.0), LossConfig(name=name)
+    expected = contrastive(image, text, scale, batch, config)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = contrastive(image, text, scale, batch, config)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_extreme_logits_stay_finite(name):
+    image = torch.eye(4)
+    batch, config = pairs([0, 0, 1, 2], [0, 1, 2, 3]), LossConfig(name=name, mask_duplicates=True)
+    assert torch.isfinite(contrastive(image, -image, torch.tensor(1e4), batch, config))
+    assert torch.isfinite(contrastive(torch.zeros(4, 4), image, torch.tensor(1e4), batch, config))
