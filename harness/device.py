@@ -16,6 +16,16 @@ def choose_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def tune_kernels(device: torch.device) -> None:
+    """Choose kernels that are faster at the towers' short sequences.
+
+    On CPUs the backward pass of torch's fused attention is slower than the plain one: a training step under bf16 takes
+    1.2 (ViT-S/14, 65 tokens) to 1.5 times (tiny-clip) as long with it; under fp32 the two are equal.
+    """
+    if device.type == "cpu":
+        torch.backends.cuda.enable_flash_sdp(False)  # despite its name the switch governs the CPU kernel too
+
+
 def device_name(device: torch.device) -> str:
     """What the device calls itself."""
     if device.type == "cuda":

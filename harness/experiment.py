@@ -185,8 +185,8 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     for layer in layers:
         for key, value in layer.items():
             below = found.get(key)
-            both = isinstance(below, Mapping) and isinstance(value, Mapping)
-            found[key] = merged(below, value) if both else value
+            nested = isinstance(below, Mapping) and isinstance(value, Mapping)
+            found[key] = merged(below, value) if nested else value  # type: ignore[arg-type]
     return found
 
 

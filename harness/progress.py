@@ -112,7 +112,7 @@ class LiveDisplay(_Counting):
 
     def failed(self, planned: Planned) -> None:
         super().failed(planned)
-        self.console.print(f"[red]failed[/] {planned.trial.spec.label}")
+        self.console.print(Text.assemble(("failed", "red"), f" {planned.trial.spec.label}"))
 
     def stop(self) -> None:
         if self._live is not None:
@@ -140,7 +140,11 @@ class PlainDisplay(_Counting):
 
     def start(self, planned: list[Planned], concurrent: int) -> None:
         super().start(planned, concurrent)
-        self._say(f"{self.total} trials, {concurrent} at a time")
+        self._say(f"{self.total} trial{'s' * (self.total != 1)}, {concurrent} at a time")
+
+    def started(self, planned: Planned) -> None:
+        super().started(planned)
+        self._say(f"{planned.trial.spec.label} started")
 
     def epoch(self, planned: Planned, line: dict[str, Any]) -> None:
         super().epoch(planned, line)

@@ -63,14 +63,14 @@ def _packages() -> dict[str, str]:
 @lru_cache
 def _git() -> dict[str, Any] | None:
     """Commit and dirtiness of the checkout that holds this file; None for an installed wheel."""
-    here = Path(__file__).resolve().parent
-    if not (here.parent / ".git").exists():
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
         return None
 
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=True
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
             )
         except (OSError, subprocess.SubprocessError):
             return None

@@ -21,7 +21,14 @@ from petlbench.datasets.split import DataError, Split
 from petlbench.harness import audit, metrics
 from petlbench.harness.checkpoint import Checkpoints, Progress
 from petlbench.harness.data import SplitData, make_batch
-from petlbench.harness.device import choose_device, device_name, peak_memory, reset_peak_memory, seed_everything
+from petlbench.harness.device import (
+    choose_device,
+    device_name,
+    peak_memory,
+    reset_peak_memory,
+    seed_everything,
+    tune_kernels,
+)
 from petlbench.harness.evaluate import evaluate, metrics_part
 from petlbench.harness.features import pooled_features
 from petlbench.harness.fit import Study, fit
@@ -99,6 +106,7 @@ def _run(
     spec = trial.spec
     torch.set_num_threads(trial.paths.threads)
     device = choose_device()
+    tune_kernels(device)
     seed_everything(spec.seed)
 
     # Data, backbone, method: everything is found or refused before anything is computed.

@@ -188,6 +188,7 @@ def main() -> None:
     state = {key: value.half() for key, value in encoder.clip.state_dict().items()}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, options.output, {"recipe": json.dumps(recipe), "generator_version": str(GENERATOR_VERSION)})
+    options.output.chmod(0o644)  # it is installed for every user
     report = {"recipe": recipe, "loss": loss, "seconds_rendering": rendered, "seconds_training": trained}
     print(json.dumps({**report, "scenes_test_zero_shot": zero_shot(options.output)}, indent=2))
 

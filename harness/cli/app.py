@@ -44,13 +44,16 @@ def _version(
 
 
 def main() -> None:
-    """Entry point of the console scripts."""
+    """Entry point of the console scripts; exit code 2 means that the user can mend what is wrong."""
     try:
-        app()
+        app(prog_name="benchmark")
     except PetlbenchError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(2)
+        _fail(str(error))
     except OSError as error:
-        # A full or unwritable disk is the user's to mend; the path is in the message.
-        typer.secho(f"error: {error.strerror or error}: {error.filename or 'unknown file'}", fg="red", err=True)
-        sys.exit(2)
+        # A full or unwritable disk is the user's to mend; anything else of the system is told just as plainly.
+        _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+
+
+def _fail(message: str) -> None:
+    typer.secho(f"error: {message}", fg="red", err=True)
+    sys.exit(2)

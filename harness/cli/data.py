@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,25 +12,28 @@ if TYPE_CHECKING:
 
 data = typer.Typer(help="Prepare and examine data sets.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Name of a card, or path of your own.")]
-Root = Annotated[str | None, typer.Option(help="Folder that holds the set's files.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A card's name, or the path of your own card (.yaml).")]
+Root = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder of the set's files (default: NAME inside the folder PETLBENCH_DATA)."),
+]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Option of the reader, e.g. blank=drop.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Option of the reader (repeatable), e.g. blank=drop."),
 ]
 
 
-def _options(sets: list[str] | None) -> dict[str, object]:
-    import yaml
+def _options(sets: list[str] | None) -> dict[str, Any]:
+    from petlbench.harness.experiment import parse_assignment
 
-    from petlbench.harness.experiment import ExperimentError
+    return dict(parse_assignment(assignment, "blank=drop") for assignment in sets or ())
 
-    found = {}
-    for assignment in sets or ():
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise ExperimentError(f"--set {assignment}: expected KEY=VALUE, as in blank=drop")
-        found[key] = yaml.safe_load(text)
-    return found
+
+def _bars(**options: Any) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, **options)
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
@@ -41,25 +44,31 @@ def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
 def prepare(
     dataset: Name,
     root: Root = None,
-    resolution: Annotated[int, typer.Option(help="Side of the prepared pictures, pixels.")] = 224,
+    resolution: Annotated[int, typer.Option(min=1, metavar="N", help="Side of the prepared pictures, pixels.")] = 224,
     set_: Sets = None,
 ) -> None:
-    """Decode every picture once into the shared cache (trials do it by themselves when needed)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Decode every picture once into the shared cache (trials do it by themselves when needed).
 
+    The cache is the folder PETLBENCH_CACHE, else the user's cache folder.
+    """
     from petlbench.datasets.cache import prepare as prepare_split
     from petlbench.datasets.load import load
 
     splits = load(dataset, root, **_options(set_))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
+    with _bars(transient=True) as bar:
         for name, split in splits.items():
+            if not split.images:  # a set may be cut without one of its splits
+                bar.print(f"{name}: no pictures", highlight=False)
+                continue
             task = bar.add_task(name, total=len(split.images))
             made = prepare_split(split, resolution, progress=partial(_advance, bar, task))
             bar.update(task, completed=len(split.images))
+            was = "" if made.fresh else " (was there)"
             bar.print(
-                f"{name}: {len(made)} pictures at {resolution} px in {made.folder}"
-                + ("" if made.fresh else " (was there)")
+                f"{name}: {len(made):,} pictures at {resolution} px in {made.folder}{was}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
 
 
@@ -77,12 +86,22 @@ def doctor(
     """
     from rich.console import Console
 
-    from petlbench.datasets.doctor import examine, render
+    from petlbench.datasets.doctor import examine, lenient, render
     from petlbench.datasets.load import load
+    from petlbench.datasets.options import OPTIONS
     from petlbench.datasets.registry import load_card
+    from petlbench.datasets.validation import checked
 
-    card = load_card(dataset)
-    report = examine(load(card, root, **_options(set_)), card, check_pixels=pixels)
+    card, given = load_card(dataset), _options(set_)
+    # Findings depend on what trials will do with blank captions; for the examination itself they are read as they are.
+    meant = card.model_copy(update={"options": {**card.options, **given}})
+    if card.format in OPTIONS:
+        checked(OPTIONS[card.format], meant.options, f"options of data set {card.name}")
+    splits = load(card, root, **{**given, **lenient(card)})
+    with _bars(console=Console(stderr=True), transient=True) as bar:
+        total = sum(len(split.images) for split in splits.values())
+        task = bar.add_task("pictures", total=total, visible=pixels)
+        report = examine(splits, meant, check_pixels=pixels, progress=partial(_advance, bar, task))
     if as_json:
         typer.echo(report.to_json())
     else:

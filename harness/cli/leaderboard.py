@@ -15,16 +15,20 @@ if TYPE_CHECKING:
 
 
 def leaderboard(
-    results: Annotated[Path, typer.Option(help="Folder of records.")] = Path("results"),
+    results: Annotated[Path, typer.Option(metavar="DIR", help="Folder of records.")] = Path("results"),
     out: Annotated[
-        Path | None, typer.Option(help="Where to write board.md and board.csv (default: the results folder).")
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to write board.md and board.csv (default: the results folder)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the board as JSON; write nothing.")] = False,
-    skip_corrupt: Annotated[bool, typer.Option(help="Succeed although some records are unreadable.")] = False,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Succeed although some records are unreadable.")
+    ] = False,
 ) -> None:
     """Write the board as Markdown and CSV, and print it.
 
-    The same records always give the same bytes. Unreadable records are reported, left out, and make the command fail.
+    The same records always give the same bytes. Unreadable records are
+    reported, left out, and make the command fail.
     """
     from rich.console import Console
 

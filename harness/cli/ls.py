@@ -11,7 +11,7 @@ import typer
 ls = typer.Typer(help="List methods, datasets, backbones or results.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Pattern = Annotated[str, typer.Argument(help="Wildcard, e.g. '*clip*'.")]
+Pattern = Annotated[str, typer.Argument(metavar="PATTERN", help="Wildcard, e.g. '*clip*'.")]
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool, columns: list[str]) -> None:
@@ -75,20 +75,20 @@ def datasets(pattern: Pattern = "*", as_json: Json = False) -> None:
         if fnmatch.fnmatch(name, pattern):
             card = load_card(name)
             expected = {split: counts.model_dump(exclude_none=True) for split, counts in card.expected.items()}
-            sizes = " / ".join(str(counts["images"]) for counts in expected.values())
+            sizes = " / ".join(f"{split} {counts['images']:,}" for split, counts in expected.items())
             rows.append(
                 {
                     "name": name,
                     "title": card.title,
                     "format": card.format,
-                    "images train/val/test": sizes,
+                    "images": sizes,
                     "licence": card.licence,
                     "citation": card.citation,
                     "expected": expected,
                     "notes": list(card.notes),
                 }
             )
-    _print(rows, as_json, ["name", "title", "format", "images train/val/test", "licence"])
+    _print(rows, as_json, ["name", "title", "format", "images", "licence"])
 
 
 @ls.command("backbones")
@@ -106,20 +106,17 @@ def backbones(pattern: Pattern = "*", as_json: Json = False) -> None:
 
 @ls.command("results")
 def results(
-    folder: Annotated[Path, typer.Option("--results", help="Folder of records.")] = Path("results"),
+    folder: Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of records.")] = Path("results"),
     as_json: Json = False,
 ) -> None:
     """Records in a results folder, failed ones too; a corrupt file is an error after the list."""
-    from petlbench.harness.record import RecordError, find_records, read_record
+    from petlbench.harness.record import RecordError
+    from petlbench.leaderboard.load import load_records
 
-    rows, problems = [], []
-    for path in find_records(folder):
-        try:
-            record = read_record(path)
-        except RecordError as error:
-            problems.append(str(error))
-            continue
-        test = record.metrics.get("test")
+    loaded = load_records(folder)
+    rows = []
+    for entry in loaded.entries:
+        record, test = entry.record, entry.record.metrics.get("test")
         rows.append(
             {
                 "method": record.method.name,
@@ -129,10 +126,10 @@ def results(
                 "status": record.status,
                 "mR": round(test.recalls["mR"], 2) if test else None,
                 "finished": record.provenance.get("finished"),
-                "record": path.relative_to(folder).as_posix(),
+                "record": entry.name,
                 "error": record.error.message if record.error else None,
             }
         )
     _print(rows, as_json, ["method", "dataset", "backbone", "seed", "status", "mR", "finished", "record"])
-    if problems:
-        raise RecordError("\n".join(problems))
+    if loaded.problems:
+        raise RecordError("\n".join(problem.message for problem in loaded.problems))

@@ -10,45 +10,64 @@ import typer
 if TYPE_CHECKING:
     from petlbench.harness.experiment import Experiment
 
-_WHAT, _HOW, _WHERE = "What to run", "How to run it", "Where"
+WHAT, HOW, WHERE = "What to run", "How to run it", "Where"
+"""Panels of the help page."""
 
 Methods = Annotated[
-    list[str] | None, typer.Argument(metavar="[all-methods | METHOD...]", help="Methods; all of them when left out.")
+    list[str] | None,
+    typer.Argument(metavar="METHOD", help="Methods by name; `all-methods`, or none, means all of them."),
 ]
 File = Annotated[
     Path | None,
-    typer.Option("--experiment", "-e", metavar="FILE", help="Experiment file (YAML).", rich_help_panel=_WHAT),
+    typer.Option("--experiment", "-e", metavar="FILE", help="Experiment file (YAML).", rich_help_panel=WHAT),
 ]
 Datasets = Annotated[
     list[str] | None,
-    typer.Option("--dataset", "-d", help="Data set: name of a card or path of your own.", rich_help_panel=_WHAT),
+    typer.Option(
+        "--dataset",
+        "-d",
+        metavar="NAME",
+        help="Data set (repeatable): a card's name, or your own card's path.",
+        rich_help_panel=WHAT,
+    ),
 ]
 Backbones = Annotated[
     list[str] | None,
-    typer.Option("--backbone", "-b", help="Backbone: tiny-clip, an open_clip ARCH:TAG, ...", rich_help_panel=_WHAT),
+    typer.Option(
+        "--backbone",
+        "-b",
+        metavar="NAME",
+        help="Backbone (repeatable): tiny-clip, an open_clip ARCH:TAG, ...",
+        rich_help_panel=WHAT,
+    ),
 ]
 Seeds = Annotated[
     list[int] | None,
-    typer.Option("--seed", help="Seed; give it three times or more for a board.", rich_help_panel=_WHAT),
+    typer.Option("--seed", metavar="N", help="Seed (repeatable); a board wants three or more.", rich_help_panel=WHAT),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="`matched` (common protocol) or `paper` (published recipe).", rich_help_panel=_WHAT)
+    str | None,
+    typer.Option(
+        metavar="NAME", help="`matched` (common protocol) or `paper` (published recipe).", rich_help_panel=WHAT
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Set any key of the experiment: method.lora.rank=16, train.epochs=5, dataset.ucm.root=DIR, ...",
-        rich_help_panel=_HOW,
+        help="Any key of an experiment file (repeatable): method.lora.rank=16, train.epochs=5, dataset.ucm.root=DIR, ...",
+        rich_help_panel=HOW,
     ),
 ]
 Plugins = Annotated[
     list[Path] | None,
-    typer.Option("--plugin", metavar="FILE", help="A method file of your own.", rich_help_panel=_WHAT),
+    typer.Option("--plugin", metavar="FILE", help="A method file of your own (repeatable).", rich_help_panel=WHAT),
 ]
-Results = Annotated[Path | None, typer.Option(help="Folder of records (default: results).", rich_help_panel=_WHERE)]
-Force = Annotated[bool, typer.Option("--force", help="Run again what is already recorded.", rich_help_panel=_HOW)]
+Results = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of records (default: results).", rich_help_panel=WHERE)
+]
+Force = Annotated[bool, typer.Option("--force", help="Run again what is already recorded.", rich_help_panel=HOW)]
 
 
 def experiment_from(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from petlbench.harness.cli import options as o
+
+if TYPE_CHECKING:
+    from petlbench.harness.plan import Plan
+
+_COLUMNS = ("method", "dataset", "backbone", "seed", "spec", "state", "estimate")
 
 
 def plan(
@@ -26,20 +31,45 @@ def plan(
 ) -> None:
     """Show which trials a run would make, which are recorded already, and what the rest may cost.
 
-    The cost is the mean of earlier trials of the same method, data set and backbone; unknown where there is none.
+    Takes the options of `benchmark run` and writes nothing. The estimate is
+    the mean of earlier trials of the same method, data set and backbone.
+
+    Examples:
+      benchmark plan all-methods
+      benchmark plan lora -d ucm --set dataset.ucm.root=DIR --json --full
     """
     asked = o.experiment_from(methods, experiment, dataset, backbone, seed, preset, set_, plugin, results)
 
     import json
 
-    from rich.console import Console
-    from rich.table import Table
-
     from petlbench.harness.plan import make_plan, seconds_of
 
     made = make_plan(asked, force=force)
-    times = seconds_of(Path(asked.results).expanduser().absolute())
-    rows: list[dict[str, Any]] = []
+    times, problems = seconds_of(Path(asked.results).expanduser().absolute())
+    for problem in problems:
+        typer.secho(f"warning: {problem}", fg="yellow", err=True)
+    rows = _rows(made, times, full)
+    todo = [row for row in rows if row["state"] != "recorded"]
+    known = [row["estimated_s"] for row in todo if row["estimated_s"] is not None]
+    if as_json:
+        summary = {
+            "to_run": len(todo),
+            "recorded": len(rows) - len(todo),
+            "estimated_s": sum(known),
+            "unknown": len(todo) - len(known),
+        }
+        refused = [{"combination": label, "reason": reason} for label, reason in made.refused]
+        typer.echo(json.dumps({"trials": rows, "refused": refused, **summary}, indent=1))
+        return
+    _show(made, rows)
+    estimate = f"about {_seconds(sum(known))} of trial time" if known else "cost unknown"
+    unknown = f", {len(todo) - len(known)} trials of unknown cost" if known and len(known) < len(todo) else ""
+    costs = f"; {estimate}{unknown}" if todo else ""
+    typer.echo(f"{len(todo)} to run, {len(rows) - len(todo)} recorded{costs}")
+
+
+def _rows(made: Plan, times: dict[tuple[str, str, str], float], full: bool) -> list[dict[str, Any]]:
+    rows = []
     for item in made.planned:
         spec = item.trial.spec
         row: dict[str, Any] = {
@@ -56,33 +86,29 @@ def plan(
         if full:
             row["spec"] = spec.model_dump(mode="json")
         rows.append(row)
-    todo = [r for r in rows if r["state"] != "recorded"]
-    known = [r["estimated_s"] for r in todo if r["estimated_s"] is not None]
-    refused = [{"combination": label, "reason": reason} for label, reason in made.refused]
-    if as_json:
-        summary = {
-            "to_run": len(todo),
-            "recorded": len(rows) - len(todo),
-            "estimated_s": sum(known),
-            "unknown": len(todo) - len(known),
-        }
-        typer.echo(json.dumps({"trials": rows, "refused": refused, **summary}, indent=1))
-        return
+    return rows
+
+
+def _show(made: Plan, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console()
     table = Table(box=None, pad_edge=False)
-    for name in ("method", "dataset", "backbone", "seed", "spec", "state", "estimate"):
-        table.add_column(name)
+    for name in _COLUMNS:
+        table.add_column(name, overflow="fold")
     for row in rows:
-        cost = "recorded" if row["state"] == "recorded" else _seconds(row["estimated_s"])
-        table.add_row(
-            row["method"], row["dataset"], row["backbone"], str(row["seed"]), row["spec_id"][:8], row["state"], cost
-        )
+        cost = "" if row["state"] == "recorded" else _seconds(row["estimated_s"])
+        shown = {**row, "spec": row["spec_id"][:8], "estimate": cost}
+        table.add_row(*(Text(str(shown[name])) for name in _COLUMNS))
     console.print(table)
+    for row in rows:
+        if row["note"]:
+            label = f"{row['method']}/{row['dataset']}/{row['backbone']}/s{row['seed']}"
+            console.print(f"{row['state']}: {label}: {row['note']}", markup=False, soft_wrap=True)
     for label, reason in made.refused:
         console.print(f"left out: {label}: {reason}", markup=False, soft_wrap=True)
-    estimate = f"about {_seconds(sum(known))} of trial time" if known else "cost unknown"
-    unknown = f", {len(todo) - len(known)} trials of unknown cost" if known and len(known) < len(todo) else ""
-    console.print(f"{len(todo)} to run, {len(rows) - len(todo)} recorded; {estimate}{unknown}")
 
 
 def _seconds(value: float | None) -> str:

@@ -22,26 +22,31 @@ def run(
     results: o.Results = None,
     force: o.Force = False,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Trials at a time.", rich_help_panel="How to run it")
+        int | None,
+        typer.Option(
+            "--jobs", "-j", metavar="N", help="Trials at a time (default: as many as fit).", rich_help_panel=o.HOW
+        ),
     ] = None,
     gpus_per_trial: Annotated[
-        float | None, typer.Option(help="GPU share of a trial, e.g. 0.5.", rich_help_panel="How to run it")
+        float | None,
+        typer.Option(metavar="SHARE", help="GPUs of a trial, e.g. 0.5 (default: one, if any).", rich_help_panel=o.HOW),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster.", rich_help_panel="How to run it")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="A running Ray cluster (default: none).", rich_help_panel=o.HOW),
     ] = None,
 ) -> None:
     """Train every method under one protocol, record each trial, and print the board.
 
-    What already has a record is skipped, so the same command finishes an interrupted run. With no data set and no
-    backbone given, everything runs on the embedded default, which needs no data and no network.
+    What already has a record is skipped, so the same command finishes an
+    interrupted run. With no experiment file, data set or backbone given,
+    everything runs on the embedded default: no data, no network needed.
 
     Examples:
       benchmark run all-methods
-
       benchmark run lora linear_probe --set method.lora.rank=16
-
-      benchmark run all-methods -d rsicd --set dataset.rsicd.root=DIR -b ViT-B-32:openai
+      benchmark run -d rsicd --set dataset.rsicd.root=DIR -b ViT-B-32:openai
+      benchmark run -e my_experiment.yaml --seed 0 --seed 1 --seed 2
     """
     sets = list(set_ or [])
     for key, value in (("max_concurrent", jobs), ("gpus_per_trial", gpus_per_trial), ("address", address)):
@@ -60,6 +65,9 @@ def run(
         plan = make_plan(asked, force=force, command=command_line())
     for label, reason in plan.refused:
         console.print(f"left out: {label}: {reason}", markup=False, soft_wrap=True)
+    if not plan.planned:
+        console.print("nothing to run: every combination was left out")
+        raise typer.Exit(1)
     todo = plan.to_run
     if skipped := len(plan.planned) - len(todo):
         console.print(f"{skipped} of {len(plan.planned)} trials are recorded already (--force runs them again)")
@@ -74,9 +82,6 @@ def run(
 
         outcome = run_trials(todo, asked.resources, make_display(console))
         failed, interrupted = outcome.failed, outcome.interrupted
-    elif not plan.planned:
-        console.print("nothing to run: every combination was left out")
-        raise typer.Exit(1)
 
     from petlbench.harness.cli.leaderboard import publish
 
