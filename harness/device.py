@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import random
 from pathlib import Path
@@ -47,11 +49,14 @@ def seed_everything(seed: int) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring peaks anew (a worker process may have run another trial before)."""
+    """Start measuring peaks anew: what an earlier trial of this worker left behind is given back first."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps freed memory, which would count as resident
+        libc.malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text(
             "5", encoding="ascii"

@@ -153,9 +153,12 @@ def load_experiment(path: Path | None = None, sets: Iterable[str] = (), **option
             file = ExperimentFile(path, *read_yaml(path))
         except DataError as error:
             raise ExperimentError(str(error)) from error
+        except (yaml.YAMLError, ValueError) as error:  # a tag that is not plain data, a date that is none
+            raise ExperimentError(f"{path}: not valid YAML ({_problem(error)})") from error
         _checked(Experiment, file.values, str(path), file.lines)
-        values = copy.deepcopy(file.values)
-    values |= {key: value for key, value in options.items() if value is not None}
+        values.update(file.values)
+    values.update((key, value) for key, value in options.items() if value is not None)
+    values = copy.deepcopy(values)  # assignments must change neither the caller's values nor what the file said
     for assignment in sets:
         _assign(values, assignment)
     experiment = _checked(Experiment, values, COMMAND_LINE)
@@ -174,9 +177,15 @@ def parse_assignment(assignment: str, example: str) -> tuple[str, Any]:
         raise ExperimentError(f"--set {assignment}: expected KEY=VALUE, as in {example}")
     try:
         return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or error
-        raise ExperimentError(f"--set {assignment}: the value is not valid YAML ({problem}); quote it?") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ExperimentError(
+            f"--set {assignment}: the value is not valid YAML ({_problem(error)}); quote it?"
+        ) from error
+
+
+def _problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"{getattr(error, 'problem', None) or error}" + (f", line {mark.line + 1}" if mark else "")
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
