@@ -15,7 +15,7 @@ from typing import Any
 from petlbench.harness.experiment import Resources
 from petlbench.harness.plan import Planned
 from petlbench.harness.progress import Display
-from petlbench.harness.record import read_record, write_record
+from petlbench.harness.record import read_record
 from petlbench.harness.spec import Trial
 
 
@@ -131,14 +131,14 @@ def _numbers(line: dict[str, Any]) -> dict[str, Any]:
 def _account(planned: Planned, error: Exception) -> tuple[str, str]:
     """Make sure that a failed trial has a failed record, also when its process could not write one."""
     from petlbench.harness.provenance import now
-    from petlbench.harness.trial import failed_record
+    from petlbench.harness.trial import write_failure
 
     label = planned.trial.spec.label
     if planned.path.exists():
         record = read_record(planned.path)
         if record.status == "failed" and record.error is not None:
             return label, f"{record.error.type}: {_first_line(record.error.message)}"
-    write_record(failed_record(planned.trial, now(), error), planned.path)
+    write_failure(planned.trial, now(), error, planned.path)
     return label, f"{type(error).__name__}: {_first_line(str(error))}"
 
 
@@ -221,3 +221,4 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # failed trials are reported by the run itself

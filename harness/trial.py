@@ -42,6 +42,7 @@ from petlbench.harness.record import (
     MethodPart,
     ParamsPart,
     Record,
+    RecordError,
     SelectionPart,
     SplitPart,
     read_record,
@@ -86,14 +87,12 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None] = lambda li
     started = now()
     asked = time.time()
     with FileLock(str(work) + ".lock"):
-        if path.exists() and path.stat().st_mtime > asked:
-            theirs = read_record(path)
-            if theirs.status == "ok" and theirs.spec_id == trial.spec.spec_id:
-                return theirs
+        if path.exists() and path.stat().st_mtime > asked and (theirs := good_record(path, trial)):
+            return theirs
         try:
             record = _run(trial, path, Checkpoints(work), started, report)
         except Exception as error:
-            write_record(failed_record(trial, started, error), path)
+            write_failure(trial, started, error, path)
             raise
         write_record(record, path)
         Checkpoints(work).clear()
@@ -250,6 +249,21 @@ def train_rows(split: Split) -> Any:
         if len(rows) == _AUDIT_ROWS:
             break
     return np.array(rows, dtype=np.int64)
+
+
+def good_record(path: Path, trial: Trial) -> Record | None:
+    """The record at ``path`` if it is a finished one of this very trial."""
+    try:
+        record = read_record(path)
+    except (OSError, RecordError):
+        return None  # absent or unusable: the trial runs
+    return record if record.status == "ok" and record.spec_id == trial.spec.spec_id else None
+
+
+def write_failure(trial: Trial, started: str, error: BaseException, path: Path) -> None:
+    """Record a failure, but never over a good record of the same trial (a forced rerun may fail)."""
+    if good_record(path, trial) is None:
+        write_record(failed_record(trial, started, error), path)
 
 
 def failed_record(trial: Trial, started: str, error: BaseException) -> Record:

@@ -174,6 +174,20 @@ def test_a_failed_trial_leaves_a_failed_record_and_raises(tmp_path, monkeypatch)
     monkeypatch.undo()
 
 
+def test_a_failing_rerun_keeps_the_good_record(tmp_path, monkeypatch):
+    trial = small_trial(tmp_path, method="zero_shot")
+    run_trial(trial)
+    before = path_of(trial).read_bytes()
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("the sensor is on fire")
+
+    monkeypatch.setattr(trial_module, "evaluate", broken)
+    with pytest.raises(RuntimeError, match="sensor"):
+        run_trial(trial)
+    assert path_of(trial).read_bytes() == before
+
+
 def test_a_second_process_waits_for_the_first_and_takes_its_record(tmp_path):
     trial = small_trial(tmp_path)
     other: list = []

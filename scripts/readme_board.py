@@ -1,0 +1,80 @@
+"""Write the boards of ``results/`` into README.md, shortened: ``python scripts/readme_board.py``.
+
+``--check`` writes nothing and ends with exit code 1 if the README is out of date.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tabulate import tabulate
+
+from petlbench.leaderboard import text
+from petlbench.leaderboard.explain import FEW_SEEDS, SEEDS_OVERLAP, WITHIN_NOISE
+from petlbench.leaderboard.markdown import marks
+from petlbench.leaderboard.table import Board, Table, build_board
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- board -->", "<!-- end of board -->"
+HEADERS = ["method", "i2t R@1", "t2i R@1", "mR", "mR 95 %", "seeds", "trained", "train s"]
+KEYS = {
+    WITHIN_NOISE: "within the noise of the test images from the best row",
+    SEEDS_OVERLAP: "other seeds may change the order with the best row",
+    FEW_SEEDS: "fewer than three seeds",
+}
+
+
+def short(table: Table) -> str:
+    """One table with the columns that fit a README, mean ± standard deviation over seeds in percent."""
+    body = []
+    for row in table.rows:
+        shown = [text.spread(row.mean[m], row.sd[m]) for m in ("i2t_r1", "t2i_r1", "mR")]
+        name = f"{text.markdown(row.label)} {marks(row)}".rstrip()
+        body.append(
+            [name, *shown, text.interval(row.interval), str(row.n), text.count(row.trained), text.quantity(row.train_s)]
+        )
+    for reference in table.references:
+        shown = [text.percent(reference.recalls.get(m)) for m in ("i2t_r1", "t2i_r1", "mR")]
+        body.append([f"*{text.markdown(reference.name)}*", *shown, *[text.NOTHING] * 4])
+    facts = dict(table.facts)
+    used = [f"{mark} {meaning}" for mark, meaning in KEYS.items() if any(mark in marks(r) for r in table.rows)]
+    resolution = table.rows[0].group.entries[0].record.backbone or {}
+    lines = [
+        f"**{text.markdown(table.title)}**, {resolution.get('resolution', '?')} px",
+        "",
+        tabulate(body, HEADERS, tablefmt="github", disable_numparse=True, colalign=("left", *["right"] * 7)),
+    ]
+    for said in (facts.get("Toy"), "; ".join(used) + "." if used else None):
+        if said:
+            lines += ["", text.markdown(said)]
+    return "\n".join(lines)
+
+
+def updated(readme: str, board: Board) -> str:
+    """The README with new boards between its two marks.
+
+    Raises:
+        ValueError: A mark is missing.
+    """
+    if readme.count(START) != 1 or readme.count(END) != 1:
+        raise ValueError(f"README.md: expected one line {START} and one line {END}; put them back around the board")
+    head, tail = readme.split(START)[0], readme.split(END)[1]
+    inner = "\n\n".join(short(table) for table in board.tables)
+    return f"{head}{START}\n{inner}\n{END}{tail}"
+
+
+def main() -> None:
+    """Write, or compare with ``--check``."""
+    path = ROOT / "README.md"
+    now = path.read_text(encoding="utf-8")
+    new = updated(now, build_board(ROOT / "results"))
+    if "--check" in sys.argv[1:]:
+        if new != now:
+            sys.exit("README.md: the board is out of date; run python scripts/readme_board.py")
+        return
+    path.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
