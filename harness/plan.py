@@ -14,7 +14,7 @@ from petlbench.datasets.card import Card
 from petlbench.datasets.load import load
 from petlbench.datasets.options import OPTIONS
 from petlbench.datasets.registry import load_card
-from petlbench.datasets.split import SPLITS
+from petlbench.datasets.split import SPLITS, Split
 from petlbench.datasets.validation import suggest
 from petlbench.harness.experiment import Experiment, ExperimentError, merged
 from petlbench.harness.record import RecordError, find_records, read_record, record_path
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 WEIGHT_OPTIONS = ("weights", "text_weights")
 """Backbone options that may name local files; their content, not their path, enters the spec."""
+
+RECORDED = "recorded"
+"""State of a trial that has a valid record and is skipped."""
 
 _SPELT = {"method": "method", "dataset": "data set", "backbone": "backbone"}
 
@@ -53,18 +56,23 @@ class Plan:
     @property
     def to_run(self) -> list[Planned]:
         """What has no valid record yet."""
-        return [p for p in self.planned if p.state != "recorded"]
+        return [p for p in self.planned if p.state != RECORDED]
 
 
-def make_plan(experiment: Experiment, *, force: bool = False, command: list[str] | None = None) -> Plan:
+def make_plan(
+    experiment: Experiment, *, force: bool = False, command: list[str] | None = None, check_pictures: bool = False
+) -> Plan:
     """Resolve an experiment.
 
     Args:
         experiment: What was asked for.
         force: Run again what is already recorded.
         command: The command line, for the records.
+        check_pictures: See that every picture of a data set with something to run is there, those of the test split too,
+            which a trial opens last.
 
     Raises:
+        DataError: A data set's files are missing or wrong.
         ExperimentError: An unknown method, data set, backbone, preset or option (with the nearest known name), or a
             corrupt record in the results folder, which must be dealt with before anything runs.
     """
@@ -90,7 +98,8 @@ def make_plan(experiment: Experiment, *, force: bool = False, command: list[str]
     planned: dict[str, Planned] = {}
     refused: list[tuple[str, str]] = []
     for dataset, card in cards.items():
-        data, root = _dataset(dataset, card, experiment)
+        data, root, splits = _dataset(dataset, card, experiment)
+        of_set: dict[str, Planned] = {}  # by spec id, so that a seed given twice runs once
         for info, backbone, weights in backbones:
             for name in names:
                 cls = classes[name]
@@ -110,8 +119,6 @@ def make_plan(experiment: Experiment, *, force: bool = False, command: list[str]
                         protocol=experiment.protocol,
                         seed=seed,
                     )
-                    if spec.spec_id in planned:  # a seed given twice
-                        continue
                     paths = Paths(
                         results=str(results),
                         work=str(results / ".work"),
@@ -121,7 +128,11 @@ def make_plan(experiment: Experiment, *, force: bool = False, command: list[str]
                         plugins=plugins,
                         command=command or [],
                     )
-                    planned[spec.spec_id] = _state(Trial(spec=spec, paths=paths), results, force)
+                    of_set[spec.spec_id] = _state(Trial(spec=spec, paths=paths), results, force)
+        if check_pictures and any(p.state != RECORDED for p in of_set.values()):
+            for image in (image for split in splits.values() for image in split.images):
+                image.fingerprint()  # touches the file's entry, not its content
+        planned |= of_set
     return Plan(list(planned.values()), refused)
 
 
@@ -129,7 +140,7 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _dataset(name: str, card: Card, experiment: Experiment) -> tuple[Named, str | None]:
+def _dataset(name: str, card: Card, experiment: Experiment) -> tuple[Named, str | None, dict[str, Split]]:
     if name != card.name and name in experiment.dataset and card.name in experiment.dataset:
         raise ExperimentError(
             f"sections dataset.{name} and dataset.{card.name} speak of the same data set; join them into one"
@@ -153,7 +164,7 @@ def _dataset(name: str, card: Card, experiment: Experiment) -> tuple[Named, str 
                 "splits it"
             )
     hashes = {name: split.sha256 for name, split in splits.items()}
-    return Named(name=card.name, options={**options, "splits": hashes}), root
+    return Named(name=card.name, options={**options, "splits": hashes}), root, splits
 
 
 def _reader_options(card: Card) -> type[BaseModel]:
@@ -246,7 +257,7 @@ def _state(trial: Trial, results: Path, force: bool) -> Planned:
     if record.spec_id != trial.spec.spec_id:
         return Planned(trial, path, "to run", "the file there belongs to another trial")
     if record.status == "ok":
-        return Planned(trial, path, "to run" if force else "recorded", "forced" if force else "")
+        return Planned(trial, path, "to run" if force else RECORDED, "forced" if force else "")
     return Planned(trial, path, "failed before", (record.error.message if record.error else record.status)[:200])
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 data = typer.Typer(help="Prepare and examine data sets.", no_args_is_help=True)
@@ -29,11 +30,12 @@ def _options(sets: list[str] | None) -> dict[str, Any]:
     return dict(parse_assignment(assignment, "blank=drop") for assignment in sets or ())
 
 
-def _bars(**options: Any) -> Progress:
+def _bars(console: Console) -> Progress:
+    """A progress bar that leaves no trace, and none at all where there is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, **options)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
@@ -51,11 +53,13 @@ def prepare(
 
     The cache is the folder PETLBENCH_CACHE, else the user's cache folder.
     """
+    from rich.console import Console
+
     from petlbench.datasets.cache import prepare as prepare_split
     from petlbench.datasets.load import load
 
     splits = load(dataset, root, **_options(set_))
-    with _bars(transient=True) as bar:
+    with _bars(Console()) as bar:
         for name, split in splits.items():
             if not split.images:  # a set may be cut without one of its splits
                 bar.print(f"{name}: no pictures", highlight=False)
@@ -98,7 +102,7 @@ def doctor(
     if card.format in OPTIONS:
         checked(OPTIONS[card.format], meant.options, f"options of data set {card.name}")
     splits = load(card, root, **{**given, **lenient(card)})
-    with _bars(console=Console(stderr=True), transient=True) as bar:
+    with _bars(Console(stderr=True)) as bar:
         total = sum(len(split.images) for split in splits.values())
         task = bar.add_task("pictures", total=total, visible=pixels)
         report = examine(splits, meant, check_pixels=pixels, progress=partial(_advance, bar, task))

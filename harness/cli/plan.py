@@ -63,7 +63,8 @@ def plan(
         return
     _show(made, rows)
     estimate = f"about {_seconds(sum(known))} of trial time" if known else "cost unknown"
-    unknown = f", {len(todo) - len(known)} trials of unknown cost" if known and len(known) < len(todo) else ""
+    rest = len(todo) - len(known)
+    unknown = f", {rest} trial{'s' * (rest != 1)} of unknown cost" if known and rest else ""
     costs = f"; {estimate}{unknown}" if todo else ""
     typer.echo(f"{len(todo)} to run, {len(rows) - len(todo)} recorded{costs}")
 

@@ -62,7 +62,7 @@ def run(
         from petlbench.harness.plan import make_plan
         from petlbench.harness.provenance import command_line
 
-        plan = make_plan(asked, force=force, command=command_line())
+        plan = make_plan(asked, force=force, command=command_line(), check_pictures=True)
     for label, reason in plan.refused:
         console.print(f"left out: {label}: {reason}", markup=False, soft_wrap=True)
     if not plan.planned:
