@@ -32,9 +32,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)  # tags and dates are only understood here
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise DataError(f"{place}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
@@ -42,7 +43,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         raise DataError(f"{path}: expected `key: value` lines at the top level")
     lines: Lines = {}
     _note_lines(root, (), lines, path)
-    return yaml.safe_load(text), lines
+    return values, lines
 
 
 def checked(model: type[M], values: Any, source: str, lines: Lines | None = None, prefix: tuple[str, ...] = ()) -> M:

@@ -126,6 +126,17 @@ def test_records_and_ranks_allow_a_rebuilt_board(first_run, tmp_path):
     assert (tmp_path / "board.md").read_bytes() == (results / "board.md").read_bytes()
 
 
+def done_yet(results: Path, method: str) -> list[Path]:
+    return list(results.glob(f"scenes/{method}/*.json"))
+
+
+def checkpoints(results: Path) -> list[int]:
+    """Epochs of checkpoints that belong to no finished trial."""
+    finished = {read_record(p).spec_id[:16] for p in find_records(results)}
+    found = [p for p in results.glob(".work/*/epoch-*") if p.parent.name not in finished]
+    return [int(p.name.split("-")[1]) for p in found]
+
+
 def test_killed_driver_then_the_same_command_finishes_the_rest(tmp_path, cache):
     results = tmp_path / "results"
     words = ["full_finetune", "lora", "-b", "tiny-clip", "-d", "scenes", "--seed", "0", *SETTINGS, "--jobs", "1"]
@@ -135,8 +146,8 @@ def test_killed_driver_then_the_same_command_finishes_the_rest(tmp_path, cache):
         command("run", *words), env=environment(cache), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 240
-    # Wait for the first record and for a checkpoint of the second trial, then kill the driver without warning.
-    while not (list(results.glob("scenes/full_finetune/*.json")) and list(results.glob(".work/*/epoch-*"))):
+    # Wait for the first record and for a checkpoint of the other trial, then kill the driver without warning.
+    while not (done_yet(results, "full_finetune") and checkpoints(results)):
         assert driver.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.05)
@@ -145,7 +156,7 @@ def test_killed_driver_then_the_same_command_finishes_the_rest(tmp_path, cache):
     (done,) = results.glob("scenes/full_finetune/*.json")
     stamp = done.stat().st_mtime_ns
     assert not list(results.glob("scenes/lora/*.json"))
-    reached = max(int(p.name.split("-")[1]) for p in results.glob(".work/*/epoch-*"))
+    reached = max(checkpoints(results))
 
     again = run(*words, cache=cache)
     assert again.returncode == 0, again.stdout + again.stderr

@@ -19,7 +19,7 @@ _STYLE = {"ok": "green", "failed": "bold red", "not applicable": "dim"}
 def check(
     methods: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[all-methods | METHOD...]", help="Methods; those of --plugin when left out."),
+        typer.Argument(metavar="METHOD", help="Methods, or all-methods; those of --plugin when left out."),
     ] = None,
     plugin: Annotated[
         list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A method file of your own.")

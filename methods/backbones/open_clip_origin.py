@@ -168,7 +168,7 @@ def _config(architecture: str) -> dict[str, Any]:
     if architecture not in names:
         near = difflib.get_close_matches(architecture.replace("/", "-"), names, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise BackboneError(f"unknown backbone {architecture}{hint} `benchmark list backbones` shows all")
+        raise BackboneError(f"unknown backbone {architecture}{hint} `benchmark ls backbones` shows all")
     config: dict[str, Any] = get_model_config(architecture)
     if (reason := _unsupported(config)) is not None:
         raise BackboneError(f"{architecture}: {reason}; choose a ViT architecture, such as ViT-B-32 or ViT-L-14")

@@ -139,7 +139,7 @@ def _given(name: str, **options: Any) -> dict[str, Any]:
     except ValidationError as error:
         raise BackboneError(f"backbone {name}: {_explain(error)}") from error
     if name not in NAMED and (near := difflib.get_close_matches(name, NAMED, n=1)):
-        raise BackboneError(f"unknown backbone {name}; did you mean {near[0]}? `benchmark list backbones` shows all")
+        raise BackboneError(f"unknown backbone {name}; did you mean {near[0]}? `benchmark ls backbones` shows all")
     allowed = _OPTIONS.get(name, _OPEN_CLIP_OPTIONS)
     given = {key: value for key, value in config.model_dump(exclude={"name"}).items() if value is not None}
     if foreign := [key for key in given if key not in allowed]:
