@@ -22,7 +22,7 @@ from torch import nn
 from petlbench.datasets.readers.scenes import read_scenes
 from petlbench.harness import audit
 from petlbench.harness.data import SplitData, training_batches
-from petlbench.harness.device import choose_device
+from petlbench.harness.device import choose_device, tune_process
 from petlbench.harness.engine import Engine, learning_rate_factor, parameter_groups
 from petlbench.harness.spec import EngineConfig
 from petlbench.methods import registry
@@ -43,6 +43,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     device = choose_device()
+    tune_process(device)  # both sides run with the settings of a trial
     recipe = Recipe(batch_size=asked.batch, precision=asked.precision, lr=1e-5, warmup=0.0)
     total = (asked.rounds + 1) * asked.steps
 

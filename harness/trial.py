@@ -27,7 +27,7 @@ from petlbench.harness.device import (
     peak_memory,
     reset_peak_memory,
     seed_everything,
-    tune_kernels,
+    tune_process,
 )
 from petlbench.harness.evaluate import evaluate, metrics_part
 from petlbench.harness.features import pooled_features
@@ -105,7 +105,7 @@ def _run(
     spec = trial.spec
     torch.set_num_threads(trial.paths.threads)
     device = choose_device()
-    tune_kernels(device)
+    tune_process(device)
     seed_everything(spec.seed)
 
     # Data, backbone, method: everything is found or refused before anything is computed.

@@ -50,8 +50,10 @@ class Table:
 
     @property
     def title(self) -> str:
-        """Data set, backbone and selection rule, plain text."""
-        return f"{self.setting.dataset} · {self.backbone} · {self.setting.rule}"
+        """Data set, backbone, resolution and selection rule, plain text."""
+        provenance = self.rows[0].group.entries[0].record.backbone or {}
+        size = [f"{provenance['resolution']} px"] if "resolution" in provenance else []
+        return " · ".join([self.setting.dataset, self.backbone, *size, self.setting.rule])
 
 
 @dataclass

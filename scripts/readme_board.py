@@ -39,9 +39,8 @@ def short(table: Table) -> str:
         body.append([f"*{text.markdown(reference.name)}*", *shown, *[text.NOTHING] * 4])
     facts = dict(table.facts)
     used = [f"{mark} {meaning}" for mark, meaning in KEYS.items() if any(mark in marks(r) for r in table.rows)]
-    resolution = table.rows[0].group.entries[0].record.backbone or {}
     lines = [
-        f"**{text.markdown(table.title)}**, {resolution.get('resolution', '?')} px",
+        f"**{text.markdown(table.title)}**",
         "",
         tabulate(body, HEADERS, tablefmt="github", disable_numparse=True, colalign=("left", *["right"] * 7)),
     ]
