@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 WEIGHT_OPTIONS = ("weights", "text_weights")
 """Backbone options that may name local files; their content, not their path, enters the spec."""
 
+PATH_OPTIONS = ("annotations", "image_dir", "val_images")
+"""Data set options that may name files outside the set's folder."""
+
 RECORDED = "recorded"
 """State of a trial that has a valid record and is skipped."""
 
@@ -98,7 +101,7 @@ def make_plan(
     planned: dict[str, Planned] = {}
     refused: list[tuple[str, str]] = []
     for dataset, card in cards.items():
-        data, root, splits = _dataset(dataset, card, experiment)
+        data, root, local, splits = _dataset(dataset, card, experiment)
         of_set: dict[str, Planned] = {}  # by spec id, so that a seed given twice runs once
         for info, backbone, weights in backbones:
             for name in names:
@@ -123,6 +126,7 @@ def make_plan(
                         results=str(results),
                         work=str(results / ".work"),
                         dataset_root=root,
+                        dataset_paths=local,
                         dataset_card=_absolute(dataset) if dataset.endswith((".yaml", ".yml")) else dataset,
                         weights=weights,
                         plugins=plugins,
@@ -140,7 +144,10 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _dataset(name: str, card: Card, experiment: Experiment) -> tuple[Named, str | None, dict[str, Split]]:
+def _dataset(
+    name: str, card: Card, experiment: Experiment
+) -> tuple[Named, str | None, dict[str, str], dict[str, Split]]:
+    """The set as it enters the spec; its root folder; options that are absolute paths; its splits."""
     if name != card.name and name in experiment.dataset and card.name in experiment.dataset:
         raise ExperimentError(
             f"sections dataset.{name} and dataset.{card.name} speak of the same data set; join them into one"
@@ -164,7 +171,10 @@ def _dataset(name: str, card: Card, experiment: Experiment) -> tuple[Named, str 
                 "splits it"
             )
     hashes = {name: split.sha256 for name, split in splits.items()}
-    return Named(name=card.name, options={**options, "splits": hashes}), root, splits
+    # Absolute paths belong to this machine: the spec keeps the last part only, the content is in the hashes.
+    local = {key: str(options[key]) for key in PATH_OPTIONS if options.get(key) and Path(options[key]).is_absolute()}
+    options |= {key: Path(value).name for key, value in local.items()}
+    return Named(name=card.name, options={**options, "splits": hashes}), root, local, splits
 
 
 def _reader_options(card: Card) -> type[BaseModel]:

@@ -68,6 +68,8 @@ class Paths(_Part):
     results: str
     work: str
     dataset_root: str | None = None
+    dataset_paths: dict[str, str] = Field(default_factory=dict)
+    """Reader options that are absolute paths; the spec holds their last part only."""
     dataset_card: str
     """Name of a card, or the path of a user's own."""
     weights: dict[str, str] = Field(default_factory=dict)

@@ -217,7 +217,7 @@ def assemble(trial: Trial) -> Parts:
     card = load_card(paths.dataset_card)
     options = dict(spec.dataset.options)
     hashes = options.pop("splits", {})
-    splits = load(card, paths.dataset_root, **options)
+    splits = load(card, paths.dataset_root, **{**options, **paths.dataset_paths})
     for name, expected in hashes.items():
         if splits[name].sha256 != expected:
             raise DataError(

@@ -153,6 +153,18 @@ def test_captions_count_but_not_where_they_lie(tmp_path):
 # Which trials
 
 
+def test_absolute_reader_paths_stay_out_of_the_spec(tmp_path):
+    card, root = small_set(tmp_path / "here")
+    elsewhere = tmp_path / "elsewhere" / "images"
+    elsewhere.mkdir(parents=True)
+    sets = (f"dataset.{card}.root={root}", f"dataset.{card}.image_dir={elsewhere}")
+    made = plan(tmp_path, *sets, datasets=[str(card)], dataset=None, seeds=[0])
+    trial = made.planned[0].trial
+    assert str(tmp_path) not in trial.spec.model_dump_json()
+    assert trial.spec.dataset.options["image_dir"] == "images"
+    assert trial.paths.dataset_paths == {"image_dir": str(elsewhere)}
+
+
 def test_the_embedded_plan_runs_every_method_once_per_seed_and_zero_shot_once(tmp_path):
     made = make_plan(load_experiment(EMBEDDED, dataset=SCENES, results=str(tmp_path)))
     trials = {}
