@@ -38,11 +38,12 @@ def load_card(name_or_path: str | Path) -> Card:
             )
     values, lines = read_yaml(path.expanduser())
     card = checked(Card, values, str(path), lines)
-    checked(_options_of(card.format), card.options, str(path), lines, prefix=("options",))
+    checked(options_model(card.format), card.options, str(path), lines, prefix=("options",))
     return card
 
 
-def _options_of(format_name: str) -> type[BaseModel]:
+def options_model(format_name: str) -> type[BaseModel]:
+    """The options that the reader of a format takes."""
     if format_name == "scenes":
         from petlbench.datasets.readers.scenes import ScenesOptions
 

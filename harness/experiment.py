@@ -153,8 +153,6 @@ def load_experiment(path: Path | None = None, sets: Iterable[str] = (), **option
             file = ExperimentFile(path, *read_yaml(path))
         except DataError as error:
             raise ExperimentError(str(error)) from error
-        except (yaml.YAMLError, ValueError) as error:  # a tag that is not plain data, a date that is none
-            raise ExperimentError(f"{path}: not valid YAML ({_problem(error)})") from error
         _checked(Experiment, file.values, str(path), file.lines)
         values.update(file.values)
     values.update((key, value) for key, value in options.items() if value is not None)

@@ -19,7 +19,7 @@ from petlbench.harness.evaluate import MAIN_RULE, evaluate
 from petlbench.harness.features import Pooled
 from petlbench.harness.spec import TrialSpec
 from petlbench.methods.backbones.base import DualEncoder
-from petlbench.methods.base import Method, names_in
+from petlbench.methods.base import Method
 from petlbench.methods.recipe import Recipe
 
 Report = Callable[[dict[str, Any]], None]
@@ -42,6 +42,7 @@ def fit(
     model: nn.Module,
     backbone: DualEncoder,
     trainable: list[str],
+    new_heads: set[str],
     study: Study,
     checkpoints: Checkpoints,
     report: Report,
@@ -56,6 +57,7 @@ def fit(
         model: What ``method.build`` returned, frozen except for ``trainable``.
         backbone: The backbone that gives resolution, normalisation and trimming.
         trainable: Names of all trained parameters, new joining heads included.
+        new_heads: The joining heads among them.
         study: Training and selection data.
         checkpoints: Where epochs are saved; training goes on from the newest one there.
         report: Called after every epoch.
@@ -69,7 +71,7 @@ def fit(
         model=model,
         method=method,
         trainable=trainable,
-        new_heads=set(names_in(model, backbone, backbone.new_parameters())),
+        new_heads=new_heads,
         recipe=recipe,
         config=spec.engine,
         total_steps=steps_per_epoch * recipe.epochs,

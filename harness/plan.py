@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from petlbench.datasets.card import Card
 from petlbench.datasets.load import load
-from petlbench.datasets.options import OPTIONS
-from petlbench.datasets.registry import load_card
+from petlbench.datasets.registry import load_card, options_model
 from petlbench.datasets.split import SPLITS, Split
 from petlbench.datasets.validation import suggest
 from petlbench.harness.experiment import Experiment, ExperimentError, merged
@@ -155,7 +152,7 @@ def _dataset(
     section = name if name in experiment.dataset else card.name
     places = ("root",) if card.files is not None else ()
     options = experiment.checked_section(
-        _reader_options(card), "dataset", section, base=card.options, leave=places
+        options_model(card.format), "dataset", section, base=card.options, leave=places
     ).model_dump(mode="json")
     root = experiment.dataset.get(section, {}).get("root") if places else None
     if root is not None:
@@ -175,14 +172,6 @@ def _dataset(
     local = {key: str(options[key]) for key in PATH_OPTIONS if options.get(key) and Path(options[key]).is_absolute()}
     options |= {key: Path(value).name for key, value in local.items()}
     return Named(name=card.name, options={**options, "splits": hashes}), root, local, splits
-
-
-def _reader_options(card: Card) -> type[BaseModel]:
-    if card.format == "scenes":
-        from petlbench.datasets.readers.scenes import ScenesOptions
-
-        return ScenesOptions
-    return OPTIONS[card.format]
 
 
 def _backbone(name: str, experiment: Experiment) -> tuple[BackboneInfo, Named, dict[str, str]]:

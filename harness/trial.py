@@ -145,7 +145,7 @@ def _run(
     # Train, select on validation.
     reset_peak_memory(device)
     if method.trains:
-        progress = fit(spec, recipe, method, model, backbone, trainable, study, checkpoints, report, device)
+        progress = fit(spec, recipe, method, model, backbone, trainable, new_heads, study, checkpoints, report, device)
     else:
         progress = Progress()
     checks["frozen"] = audit.check_frozen(method, frozen, audit.frozen_hash(model, set(trainable)))
@@ -166,7 +166,7 @@ def _run(
     stored = _save_weights(model, set(trainable), weights_path)
 
     rule = spec.protocol.selection if method.trains else "none"
-    trained = count(model, trainable)
+    total = sum(p.numel() for p in model.parameters())
     pairs = progress.steps * min(recipe.batch_size, len(train.split.captions))
     return Record(
         spec_id=spec.spec_id,
@@ -178,10 +178,10 @@ def _run(
         selection=SelectionPart(rule=rule, epoch=progress.best_epoch, val_mR=progress.best_mR),
         metrics={"test": metrics_part(ranks)},
         params=ParamsPart(
-            trained=trained,
+            trained=count(model, trainable),
             trained_new_heads=count(model, new_heads),
-            total=sum(p.numel() for p in model.parameters()),
-            added_at_inference=method.added_at_inference(sum(p.numel() for p in model.parameters()) - base_size),
+            total=total,
+            added_at_inference=method.added_at_inference(total - base_size),
             stored_bytes=stored,
         ),
         cost=CostPart(
@@ -189,7 +189,7 @@ def _run(
             eval_s=eval_s,
             samples_per_s=pairs / progress.train_s if progress.train_s else None,
             steps=progress.steps,
-            peak_memory=max(progress.peak_memory, 0 if method.trains else allocated),
+            peak_memory=progress.peak_memory if method.trains else allocated,
             peak_reserved=max(progress.peak_reserved, reserved) if device.type == "cuda" else None,
             memory_kind="cuda_allocated" if device.type == "cuda" else "process_resident",
             device=device_name(device),

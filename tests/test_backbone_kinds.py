@@ -14,12 +14,7 @@ from petlbench.methods.backbones.registry import load_backbone
 CAPTIONS = ["a port", "many planes are parked near a large terminal", "", "word " * 90]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestOpenClip:

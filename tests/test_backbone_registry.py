@@ -14,13 +14,7 @@ from petlbench.methods.backbones import registry, tiny_clip, tokenizers, weights
 from petlbench.methods.backbones.base import BackboneError, Tokens
 from petlbench.methods.backbones.registry import list_backbones, load_backbone
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestRegistry:

@@ -19,12 +19,7 @@ MODELS = {"open_clip": random_clip, "two_tower": random_two_tower}
 SIDES = list(itertools.product(MODELS, ["image", "text"]))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def side(kind, modality, **options):

@@ -18,12 +18,7 @@ BROKEN = Path(__file__).parent / "broken_methods"
 BUILTIN = [name for name, source in registry.discover().items() if source.builtin]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def load_broken(name: str) -> type[Method]:

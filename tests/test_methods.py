@@ -24,12 +24,7 @@ CPU = torch.device("cpu")
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "methods_readme.py"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

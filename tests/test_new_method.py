@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from support import ROOT
 from typer.testing import CliRunner
 
@@ -17,12 +16,7 @@ from petlbench.methods import registry
 AWKWARD = ["mine", "my_adapter", "method", "tensor", "preset", "dual_encoder", "domain", "a", "x9", "a" * 40]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", ["my_adapter", "method"])

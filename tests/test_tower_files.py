@@ -8,13 +8,7 @@ from petlbench.methods.backbones.base import BackboneError
 from petlbench.methods.backbones.dinov2 import build_dinov2, load_dinov2
 from petlbench.methods.backbones.minilm import build_bert, load_minilm
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestDinov2Files:

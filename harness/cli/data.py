@@ -92,15 +92,13 @@ def doctor(
 
     from petlbench.datasets.doctor import examine, lenient, render
     from petlbench.datasets.load import load
-    from petlbench.datasets.options import OPTIONS
-    from petlbench.datasets.registry import load_card
+    from petlbench.datasets.registry import load_card, options_model
     from petlbench.datasets.validation import checked
 
     card, given = load_card(dataset), _options(set_)
     # Findings depend on what trials will do with blank captions; for the examination itself they are read as they are.
     meant = card.model_copy(update={"options": {**card.options, **given}})
-    if card.format in OPTIONS:
-        checked(OPTIONS[card.format], meant.options, f"options of data set {card.name}")
+    checked(options_model(card.format), meant.options, f"options of data set {card.name}")
     splits = load(card, root, **{**given, **lenient(card)})
     with _bars(Console(stderr=True)) as bar:
         total = sum(len(split.images) for split in splits.values())

@@ -42,14 +42,14 @@ def plan(
 
     import json
 
-    from petlbench.harness.plan import make_plan, seconds_of
+    from petlbench.harness.plan import RECORDED, make_plan, seconds_of
 
     made = make_plan(asked, force=force)
     times, problems = seconds_of(Path(asked.results).expanduser().absolute())
     for problem in problems:
         typer.secho(f"warning: {problem}", fg="yellow", err=True)
     rows = _rows(made, times, full)
-    todo = [row for row in rows if row["state"] != "recorded"]
+    todo = [row for row in rows if row["state"] != RECORDED]
     known = [row["estimated_s"] for row in todo if row["estimated_s"] is not None]
     if as_json:
         summary = {
@@ -95,12 +95,14 @@ def _show(made: Plan, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from petlbench.harness.plan import RECORDED
+
     console = Console()
     table = Table(box=None, pad_edge=False)
     for name in _COLUMNS:
         table.add_column(name, overflow="fold")
     for row in rows:
-        cost = "" if row["state"] == "recorded" else _seconds(row["estimated_s"])
+        cost = "" if row["state"] == RECORDED else _seconds(row["estimated_s"])
         shown = {**row, "spec": row["spec_id"][:8], "estimate": cost}
         table.add_row(*(Text(str(shown[name])) for name in _COLUMNS))
     console.print(table)
