@@ -6,7 +6,7 @@ import ast
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,7 +14,7 @@ from petlbench.harness.contract_outcome import Check, ContractError, NotApplicab
 from petlbench.harness.contract_runs import BackboneRun
 from petlbench.methods.backbones.base import DualEncoder
 from petlbench.methods.backbones.random_models import random_clip, random_two_tower
-from petlbench.methods.base import Domain, Method, MethodConfig
+from petlbench.methods.base import Domain, Family, Method, MethodConfig
 from petlbench.methods.recipe import Recipe
 
 BACKBONES: Mapping[str, Callable[..., DualEncoder]] = {
@@ -69,6 +69,7 @@ def _declarations(cls: type[Method]) -> Iterator[Check]:
         ("imports", _imports),
         ("config", _config),
         ("presets", _presets),
+        ("variants", _variants),
         ("space", _space),
         ("published", _published),
     ):
@@ -81,6 +82,12 @@ def _declaration(cls: type[Method]) -> str:
             raise ContractError(f"{attribute} must be a string, found {getattr(cls, attribute)!r}")
     if isinstance(cls.kinds, str) or not cls.kinds or not set(cls.kinds) <= set(_KINDS):
         raise ContractError(f"kinds is {cls.kinds!r}; expected a tuple of one or more of {', '.join(_KINDS)}")
+    if (family := getattr(cls, "family", None)) not in (known := get_args(Family)):
+        raise ContractError(f"family is {family!r}; expected one of {', '.join(known)}")
+    if isinstance(cls.choices, str) or not all(isinstance(line, str) and line.strip() for line in cls.choices):
+        raise ContractError(f"choices must be a tuple of sentences, found {cls.choices!r}")
+    if bool(cls.official) != (cls.import_official is not Method.import_official):
+        raise ContractError("`official` and import_official() go together: name the layout that the importer reads")
     for flag in ("trains", "needs_alignment", "identity_start", "head_only"):
         if not isinstance(getattr(cls, flag), bool):
             raise ContractError(f"{flag} must be True or False, found {getattr(cls, flag)!r}")
@@ -122,6 +129,14 @@ def _presets(cls: type[Method]) -> str:
         _round_trip(_validated(cls.Config, preset.method, f"presets[{name!r}].method"), f"presets[{name!r}].method")
         _round_trip(_validated(Recipe, preset.train, f"presets[{name!r}].train"), f"presets[{name!r}].train")
     return ", ".join(cls.presets)
+
+
+def _variants(cls: type[Method]) -> str:
+    if not cls.variants:
+        raise NotApplicable("no variants declared")
+    for name, variant in cls.variants.items():
+        _validated(cls.Config, variant.method, f"variants[{name!r}]")
+    return ", ".join(cls.variants)
 
 
 def _space(cls: type[Method]) -> str:

@@ -152,46 +152,55 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimiser groups: {method, new joining heads} x {with, without weight decay}.
 
-    Biases, norms, scalars and other one-dimensional tensors are exempt from decay, as in open_clip's training.
+    By default biases, norms, scalars and other one-dimensional tensors are exempt from decay, as in open_clip's training.
     """
+
+    def decays(name: str, parameter: nn.Parameter) -> bool:
+        if recipe.decay == "matrices":
+            return parameter.ndim >= 2
+        return recipe.decay == "all" or not name.endswith("bias")
+
     parameters = dict(model.named_parameters())
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name in trainable:
         parameter = parameters[name]
-        groups.setdefault((name in new_heads, parameter.ndim >= 2), []).append(parameter)
+        groups.setdefault((name in new_heads, decays(name, parameter)), []).append(parameter)
     return [
         {
             "params": members,
             "lr": (recipe.new_lr or recipe.lr) if new else recipe.lr,
-            "weight_decay": recipe.weight_decay if decays else 0.0,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
         }
-        for (new, decays), members in sorted(groups.items())
+        for (new, decayed), members in sorted(groups.items())
     ]
 
 
 def learning_rate_factor(recipe: Recipe, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
     """Multiplier of the learning rate at step s, counted from 0."""
     warmup = round(recipe.warmup * total_steps)
+    floor = recipe.final_lr / recipe.lr
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        if recipe.schedule == "cosine":
-            progress = (step - warmup) / max(1, total_steps - warmup)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         if recipe.schedule == "step":
-            return recipe.step_factor ** (step // max(1, steps_per_epoch) // recipe.step_epochs)
-        return 1.0
+            epoch = step // max(1, steps_per_epoch) + 1
+            return recipe.step_factor ** sum(epoch >= milestone for milestone in recipe.milestones)
+        if recipe.schedule == "constant":
+            return 1.0
+        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        left = 1 - progress if recipe.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return floor + (1 - floor) * left
 
     return factor
 
 
 def _optimizer(groups: list[dict[str, Any]], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.betas[0])
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     # fused: one kernel for all tensors, on CPU as on GPU
-    return kind(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+    return kind(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 
 def _deepspeed() -> Any:

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors.torch import save_file
 from torch import nn
 
 from petlbench.datasets.card import Card
 from petlbench.datasets.load import load
 from petlbench.datasets.registry import load_card
 from petlbench.datasets.split import DataError, Split
-from petlbench.harness import audit, metrics
+from petlbench.harness import adapters, audit, metrics
 from petlbench.harness.checkpoint import Checkpoints, Progress
 from petlbench.harness.data import SplitData, make_batch
 from petlbench.harness.device import (
@@ -32,6 +31,7 @@ from petlbench.harness.device import (
 from petlbench.harness.evaluate import evaluate, metrics_part
 from petlbench.harness.features import pooled_features
 from petlbench.harness.fit import Study, fit
+from petlbench.harness.metrics import Ranks
 from petlbench.harness.provenance import now, provenance
 from petlbench.harness.record import (
     RANKS_SUFFIX,
@@ -56,7 +56,6 @@ from petlbench.methods.backbones.registry import load_backbone
 from petlbench.methods.base import Method, MethodError, count, names_in
 from petlbench.methods.recipe import LossConfig, Recipe
 
-WEIGHTS_SUFFIX = ".weights.safetensors"
 _AUDIT_ROWS = 4
 
 
@@ -70,6 +69,27 @@ class Parts:
     method: Method
     recipe: Recipe
     origin: str
+
+    @property
+    def cached(self) -> bool:
+        """Head-only methods never change what the towers put out, so it is computed once and shared by all trials."""
+        varied = self.recipe.loss.needs_second_view or not self.recipe.augmentation.is_identity
+        return self.method.head_only and not (self.method.trains and varied)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A method on its backbone, frozen except for what is trained.
+
+    Attributes:
+        model: What ``method.build`` returned.
+        trainable: Names of all trained parameters, in the model's order.
+        new_heads: Joining heads of unaligned towers among them, which every method trains.
+    """
+
+    model: nn.Module
+    trainable: list[str]
+    new_heads: set[str]
 
 
 def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None] = lambda line: None) -> Record:
@@ -115,10 +135,8 @@ def _run(
     train = SplitData.open(parts.splits["train"], backbone)
     select = SplitData.open(parts.splits[select_on], backbone)
 
-    # Head-only methods never change what the towers put out, so it is computed once and shared by all trials.
-    cached = method.head_only and (not method.trains or recipe.augmentation.is_identity)
     began = time.perf_counter()
-    if cached and method.trains:
+    if parts.cached and method.trains:
         study = Study(train, select, *(pooled_features(s, backbone, recipe.precision, device) for s in (train, select)))
     else:
         study = Study(train, select)
@@ -129,13 +147,9 @@ def _run(
     before = audit.embed_untouched(backbone, probe, device)
     expected = method.expected_trainable(backbone)
     base_size = sum(p.numel() for p in backbone.parameters())
-    seed_everything(spec.seed)
-    model = method.build(backbone).to(device)
-    new_heads = set(names_in(model, backbone, backbone.new_parameters())) if method.trains else set()
-    own = set(method.trainable(model)) - new_heads
-    trainable = [n for n, _ in model.named_parameters() if n in own or n in new_heads]
-    audit.freeze_all_but(model, trainable, method.name)
-    checks = {"count": audit.check_count(method, model, own, expected)}
+    built = build(parts, spec.seed, device)
+    model, trainable, new_heads = built.model, built.trainable, built.new_heads
+    checks = {"count": audit.check_count(method, model, set(trainable) - new_heads, expected)}
     checks["identity_start"] = audit.check_identity(method, before, audit.embed_for_audit(method, model, probe, device))
     checks["gradients"] = (
         audit.check_gradients(method, model, set(trainable), probe) if method.trains else "nothing is trained"
@@ -152,18 +166,23 @@ def _run(
 
     # The test split is opened here for the first time, and measured once.
     began = time.perf_counter()
-    test = SplitData.open(parts.splits["test"], backbone)
-    pooled = pooled_features(test, backbone, recipe.precision, device) if cached else None
-    ranks = evaluate(method, model, backbone, test, recipe.precision, device, pooled)
+    ranks = rank(parts, model, "test", device)
     eval_s = progress.eval_s + time.perf_counter() - began
     allocated, reserved = peak_memory(device)
 
-    # Ranks and weights first, so that a record never points at files that do not exist.
+    # Ranks and adapter first, so that a record never points at files that do not exist.
     ranks_path = path.with_name(path.stem + RANKS_SUFFIX)
     path.parent.mkdir(parents=True, exist_ok=True)
     ranks.save(ranks_path)
-    weights_path = Path(trial.paths.work) / "weights" / (path.stem + WEIGHTS_SUFFIX)
-    stored = _save_weights(model, set(trainable), weights_path)
+    about = adapters.About(
+        method=method.name,
+        options=spec.method.options,
+        backbone=spec.backbone.name,
+        backbone_sha256=backbone.provenance.sha256,
+        seed=spec.seed,
+        spec_id=spec.spec_id,
+    )
+    adapter = adapters.save_adapter(method, model, set(trainable), about, path.parent, path.stem)
 
     rule = spec.protocol.selection if method.trains else "none"
     total = sum(p.numel() for p in model.parameters())
@@ -182,7 +201,7 @@ def _run(
             trained_new_heads=count(model, new_heads),
             total=total,
             added_at_inference=method.added_at_inference(total - base_size),
-            stored_bytes=stored,
+            stored_bytes=adapters.stored_bytes(adapter) if adapter else 0,
         ),
         cost=CostPart(
             train_s=progress.train_s,
@@ -195,13 +214,13 @@ def _run(
             device=device_name(device),
             threads=trial.paths.threads,
             concurrent_trials=trial.paths.concurrent_trials,
-            cached_features=cached,
+            cached_features=parts.cached,
             cache_s=cache_s,
         ),
         curve=[EpochPart(**line) for line in progress.curve],
         audit=checks,
         provenance=provenance(started, trial.paths.command),
-        artifacts={"ranks": ranks_path.name, **({"weights": f".work/weights/{weights_path.name}"} if stored else {})},
+        artifacts={"ranks": ranks_path.name, **({"weights": adapter.name} if adapter else {})},
     )
 
 
@@ -221,7 +240,8 @@ def assemble(trial: Trial) -> Parts:
     for name, expected in hashes.items():
         if splits[name].sha256 != expected:
             raise DataError(
-                f"data set {card.name}: split {name} has changed since the run was planned; start the run again"
+                f"data set {card.name}: split {name} has changed since the trial was planned (pictures' names, captions or "
+                f"their order: hash {splits[name].sha256[:12]}, then {expected[:12]}); restore it, or plan and run anew"
             )
     # A weight file's content is named in the spec, its place in the paths.
     backbone = load_backbone(spec.backbone.name, **{**spec.backbone.options, **paths.weights}, seed=spec.seed)
@@ -232,6 +252,29 @@ def assemble(trial: Trial) -> Parts:
     if reason := method.refuse(backbone):
         raise MethodError(f"method {method.name} on {backbone.name}: {reason}")
     return Parts(card, splits, backbone, method, recipe, sources[spec.method.name].origin)
+
+
+def build(parts: Parts, seed: int, device: torch.device) -> Built:
+    """Build the method on the backbone, which lies on ``device``, with the initial weights of a seed, and freeze the rest.
+
+    Raises:
+        AuditError: The method names parameters that the model does not have.
+    """
+    method, backbone = parts.method, parts.backbone
+    seed_everything(seed)
+    model = method.build(backbone).to(device)
+    new_heads = set(names_in(model, backbone, backbone.new_parameters())) if method.trains else set()
+    own = set(method.trainable(model)) - new_heads
+    audit.freeze_all_but(model, own | new_heads, method.name)
+    return Built(model, [n for n, _ in model.named_parameters() if n in own or n in new_heads], new_heads)
+
+
+def rank(parts: Parts, model: nn.Module, split: str, device: torch.device) -> Ranks:
+    """Open a split and rank it with a built model."""
+    data = SplitData.open(parts.splits[split], parts.backbone)
+    precision = parts.recipe.precision
+    pooled = pooled_features(data, parts.backbone, precision, device) if parts.cached else None
+    return evaluate(parts.method, model, parts.backbone, data, precision, device, pooled)
 
 
 def train_rows(split: Split) -> Any:
@@ -300,18 +343,3 @@ def _data_part(card: Card, splits: dict[str, Split]) -> DataPart:
                 part.class_only = metrics.class_oracle(split.owner, split.labels)
         found[name] = part
     return DataPart(name=card.name, title=card.title, card_version=card.version, splits=found)
-
-
-def _save_weights(model: nn.Module, trainable: set[str], path: Path) -> int:
-    """Write the trained tensors; their size on disk in bytes (0 where nothing is trained)."""
-    tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if n in trainable}
-    if not tensors:
-        return 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save_file(tensors, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path.stat().st_size

@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from petlbench.errors import PetlbenchError
 from petlbench.methods import losses
 from petlbench.methods.backbones.base import DualEncoder, Tokens
+from petlbench.methods.official import OfficialState
 from petlbench.methods.recipe import LossConfig
 
 PE_RSITR = (
     "Yuan et al., Parameter-Efficient Transfer Learning for Remote Sensing Image-Text Retrieval, TGRS 2023, Tab. {}"
 )
 """Source of the most complete published tables, CLIP ViT-B/32."""
+
+
+Family = Literal["baseline", "head", "selective", "adapter", "prompt", "reparameterisation"]
 
 
 class MethodError(PetlbenchError):
@@ -45,6 +49,28 @@ class Domain:
 
     kind: Literal["loguniform", "uniform", "choice", "randint"]
     values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named form of a method whose size is known from its paper, its code or a published table."""
+
+    method: Mapping[str, Any]
+    """Config values that differ from the defaults."""
+    trainable: int
+    """Trained scalars on CLIP ViT-B/32."""
+    note: str = ""
+    """Where the form or its count comes from."""
+
+
+@dataclass(frozen=True)
+class PeftFormat:
+    """How a trained adapter is written so that `peft` can load it."""
+
+    config: Mapping[str, Any]
+    """The entries of ``adapter_config.json``."""
+    keys: Mapping[str, str]
+    """Parameter name, as in ``model.named_parameters()``, to key in ``adapter_model.safetensors``."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +129,15 @@ class Method(ABC):
     licence: ClassVar[str] = ""
     """Licence of the reference implementation."""
 
+    family: ClassVar[Family]
+    """What kind of method it is."""
+    choices: ClassVar[tuple[str, ...]] = ()
+    """Each choice that is this project's own because the source is silent, in one sentence."""
+    official: ClassVar[str] = ""
+    """The layout of released weights that :meth:`import_official` reads, in one line; empty where none were released."""
+
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    variants: ClassVar[Mapping[str, Variant]] = {}
     presets: ClassVar[Mapping[str, Preset]] = {"matched": Preset()}
     """``matched``: the common protocol. ``paper``: the published recipe, where one was published."""
     space: ClassVar[Mapping[str, Domain]] = {}
@@ -182,14 +216,45 @@ class Method(ABC):
         return self.encode_image(model, batch.images), self.encode_text(model, batch.tokens)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar losses; the harness minimises their sum."""
+        """Named scalar losses; the harness minimises their sum.
+
+        Raises:
+            MethodError: The loss needs a second view, which cached features cannot give.
+        """
         image, text = self.embed(model, batch)
-        value = losses.contrastive(image, text, self.logit_scale(model).exp(), batch, self.loss_config)
-        return {self.loss_config.name: value}
+        config, second = self.loss_config, None
+        if config.needs_second_view:
+            if batch.image_pooled is not None:
+                raise MethodError(
+                    f"method {self.name}: loss {config.name} needs pictures and words, not cached features"
+                )
+            with self._dual(model).second_view(config.view_dropout, config.view):
+                second = self.embed(model, batch)
+        return losses.terms(image, text, self.logit_scale(model).exp(), batch, config, second)
 
     def logit_scale(self, model: nn.Module) -> Tensor:
         """Log of the inverse temperature used by the contrastive losses."""
         return self._dual(model).logit_scale
+
+    def import_official(self, model: nn.Module, state: OfficialState) -> dict[str, Tensor]:
+        """Map weights that the method's authors released to this model.
+
+        Args:
+            model: What :meth:`build` returned.
+            state: The released tensors. Whatever is used is taken from it and what carries no weights is dropped; a key
+                left over, a trained tensor without a value and a differing shape are errors of the caller.
+
+        Returns:
+            Name in ``model.state_dict()`` to tensor.
+
+        Raises:
+            MethodError: There is no importer, or the layout is not the one that it reads.
+        """
+        raise MethodError(f"method {self.name} has no importer: no weights were released for it, or none are known")
+
+    def peft_format(self, model: nn.Module) -> PeftFormat | None:
+        """How `peft` stores this adapter, or None where it has no such method; then plain safetensors are written."""
+        return None
 
     def _dual(self, model: nn.Module) -> DualEncoder:
         if isinstance(model, DualEncoder):

@@ -17,6 +17,7 @@ class FullFinetune(Method):
     paper = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021"
     code = "openai/CLIP"
     licence = "MIT"
+    family = "baseline"
     identity_start = True
     # No paper of the field states the learning rate of its full fine-tuning row, so there is no `paper` preset.
     presets = {"matched": Preset(train={"lr": 1e-5, "new_lr": 1e-3, "weight_decay": 0.1})}

@@ -39,6 +39,7 @@ class LinearProbe(Method):
     paper = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021"
     code = "openai/CLIP"
     licence = "MIT"
+    family = "head"
     Config = LinearProbeConfig
     identity_start = True
     head_only = True

@@ -73,6 +73,7 @@ class Lora(Method):
     paper = "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022"
     code = "huggingface/peft"
     licence = "Apache-2.0"
+    family = "reparameterisation"
     Config = LoraConfig
     identity_start = True
     presets = {"matched": Preset(train={"lr": 1e-3})}

@@ -17,6 +17,7 @@ class ZeroShot(Method):
     paper = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021"
     code = "openai/CLIP"
     licence = "MIT"
+    family = "baseline"
     trains = False
     needs_alignment = True
     identity_start = True

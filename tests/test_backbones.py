@@ -56,9 +56,9 @@ class ZeroAdapter(nn.Module):
         nn.init.zeros_(self.up.bias)
         self.shapes = []
 
-    def forward(self, x):
-        self.shapes.append(tuple(x.shape))
-        return x + self.up(x)
+    def forward(self, state):
+        self.shapes.append(tuple(state.out.shape))
+        return state.out + self.up(state.out)
 
 
 @pytest.mark.parametrize(("kind", "modality"), SIDES)
@@ -108,14 +108,12 @@ class TestTower:
 
     @torch.no_grad()
     @pytest.mark.parametrize("branch", ["attention", "mlp"])
-    def test_zero_adapter_in_a_branch_slot_changes_nothing(self, kind, modality, branch):
+    def test_attached_modules_see_the_branch_and_a_zero_one_changes_nothing(self, kind, modality, branch):
         _, tower, inputs = side(kind, modality)
         plain = tower.pooled(inputs)
-        adapters = []
-        for index in range(tower.depth):
-            slot = tower.branch(index, branch)
-            adapters.append(ZeroAdapter(tower.width))
-            slot.set(nn.Sequential(slot.get(), adapters[-1]))
+        adapters = [ZeroAdapter(tower.width) for _ in range(tower.depth)]
+        for index, adapter in enumerate(adapters):
+            tower.attach(index, branch, adapter)
         torch.testing.assert_close(tower.pooled(inputs), plain, atol=1e-6, rtol=1e-6)
         shape = tuple(tower.embed(inputs).x.shape)
         assert all(adapter.shapes == [shape] for adapter in adapters)
@@ -125,18 +123,65 @@ class TestTower:
     @torch.no_grad()
     @pytest.mark.parametrize("branch", ["attention", "mlp"])
     def test_a_silenced_branch_leaves_the_residual_stream(self, kind, modality, branch):
-        """What leaves the slot is the whole contribution: returning zeros equals removing the branch."""
+        """What an attached module returns is the whole contribution: zeros equal removing the branch."""
         _, tower, inputs = side(kind, modality)
         hidden = tower.embed(inputs)
         for name in ("attention", "mlp"):
-            slot = tower.branch(0, name)
-            slot.set(nn.Sequential(slot.get(), _Zero()))
+            tower.attach(0, name, _Zero())
         out = tower.run_block(0, hidden).x
         expected = hidden.x
         if kind == "two_tower" and modality == "text":  # post-norm: two norms of a normed state are that state
             torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
         else:
             assert torch.equal(out, expected)
+
+    @torch.no_grad()
+    def test_attached_modules_are_given_the_stream_and_what_the_branch_reads(self, kind, modality):
+        _, tower, inputs = side(kind, modality)
+        hidden = tower.embed(inputs)
+        seen = {}
+        for name in ("attention", "mlp"):
+            tower.attach(0, name, _Recorder(seen, name))
+        after = tower.run_block(0, hidden).x
+        assert seen["attention"].residual is hidden.x and seen["attention"].hidden is hidden
+        post_norm = kind == "two_tower" and modality == "text"
+        if post_norm:
+            assert all(state.normed is state.residual for state in seen.values())
+        else:
+            torch.testing.assert_close(seen["mlp"].residual, hidden.x + seen["attention"].out)
+            torch.testing.assert_close(after, seen["mlp"].residual + seen["mlp"].out)
+            for state in seen.values():
+                torch.testing.assert_close(
+                    state.normed.mean(-1), torch.zeros(state.normed.shape[:2]), atol=1e-4, rtol=0
+                )
+
+    @torch.no_grad()
+    def test_attached_modules_act_in_order_and_may_be_shared(self, kind, modality):
+        model, tower, inputs = side(kind, modality)
+        shared = ZeroAdapter(tower.width)
+        for index in range(tower.depth):
+            tower.attach(index, "mlp", shared)
+            tower.attach(index, "mlp", _Zero())
+        tower.pooled(inputs)
+        assert len(shared.shapes) == tower.depth
+        names = [name for name, _ in model.named_parameters() if "attached" in name]
+        assert len(names) == len(list(shared.parameters()))
+
+    @torch.no_grad()
+    def test_the_second_view_drops_embedded_tokens_and_leaves_no_trace(self, kind, modality):
+        model, tower, inputs = side(kind, modality)
+        plain = tower.embed(inputs).x
+        with model.second_view(0.5):
+            elements = tower.embed(inputs).x
+        with model.second_view(0.5, "token"):
+            tokens = tower.embed(inputs).x
+        assert torch.equal(tower.embed(inputs).x, plain)
+        for changed in (elements, tokens):
+            kept = changed != 0
+            assert 0.2 < kept.float().mean() < 0.8
+            torch.testing.assert_close(changed[kept], 2 * plain[kept])
+        whole = (tokens != 0).any(-1)
+        assert torch.equal((tokens != 0) | (plain == 0), whole[..., None].expand_as(plain) | (plain == 0))
 
     @pytest.mark.parametrize("branch", ["attention", "mlp"])
     def test_linears_name_weights_of_their_block(self, kind, modality, branch):
@@ -179,8 +224,18 @@ class TestTower:
 
 
 class _Zero(nn.Module):
-    def forward(self, x):
-        return torch.zeros_like(x)
+    def forward(self, state):
+        return torch.zeros_like(state.out)
+
+
+class _Recorder(nn.Module):
+    def __init__(self, seen, name):
+        super().__init__()
+        self.seen, self.name = seen, name
+
+    def forward(self, state):
+        self.seen[self.name] = state
+        return state.out
 
 
 @pytest.mark.parametrize("kind", MODELS)

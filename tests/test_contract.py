@@ -57,7 +57,7 @@ def test_builtin_methods_keep_the_contract(name):
         ("random_start", "identity_start", "promises identity_start"),
         ("mixes_rows", "batch independence", "with the other rows of its batch"),
         ("batch_norm", "frozen", "batch norm"),
-        ("imports_ray", "imports", r"imports_ray\.py:16 imports ray"),
+        ("imports_ray", "imports", r"imports_ray\.py:17 imports ray"),
     ],
 )
 def test_broken_methods_are_caught(name, check, says):

@@ -15,7 +15,7 @@ from petlbench.methods import registry
 from petlbench.methods.backbones.base import Tokens
 from petlbench.methods.backbones.random_models import random_clip
 from petlbench.methods.base import Batch
-from petlbench.methods.recipe import Recipe
+from petlbench.methods.recipe import PE_RSITR_TRAIN, Recipe
 
 CPU = torch.device("cpu")
 STEPS = 4
@@ -202,5 +202,32 @@ def test_learning_rate_factor():
     assert [round(cosine(s), 4) for s in (0, 1, 2, 6, 10)] == [0.5, 1.0, 1.0, 0.5, 0.0]
     constant = learning_rate_factor(Recipe(warmup=0, schedule="constant"), 10, 5)
     assert {constant(s) for s in range(10)} == {1.0}
-    step = learning_rate_factor(Recipe(warmup=0, schedule="step", step_factor=0.7, step_epochs=2), 30, 5)
+    step = learning_rate_factor(Recipe(warmup=0, schedule="step", step_factor=0.7, milestones=(3, 5)), 30, 5)
     assert [round(step(s), 4) for s in (0, 9, 10, 19, 20)] == [1.0, 1.0, 0.7, 0.7, 0.49]
+    linear = learning_rate_factor(Recipe(warmup=0.2, schedule="linear", lr=1.0, final_lr=0.1), 10, 5)
+    assert [round(linear(s), 4) for s in (0, 2, 6, 10, 12)] == [0.5, 1.0, 0.55, 0.1, 0.1]
+    assert learning_rate_factor(Recipe(warmup=0, lr=1.0, final_lr=0.2), 10, 5)(10) == pytest.approx(0.2)
+
+
+def test_the_pe_rsitr_recipe_lowers_its_rate_once_from_the_start_of_epoch_20():
+    factor = learning_rate_factor(Recipe.model_validate(PE_RSITR_TRAIN), 30 * 7, 7)
+    assert {factor(s) for s in range(19 * 7)} == {1.0}
+    assert {factor(s) for s in range(19 * 7, 30 * 7)} == {0.7}
+
+
+def test_a_step_schedule_without_milestones_is_refused():
+    with pytest.raises(ValueError, match="needs milestones"):
+        Recipe(schedule="step")
+
+
+@pytest.mark.parametrize(
+    ("decay", "decayed"),
+    [("matrices", {"weight"}), ("not_bias", {"weight", "scale"}), ("all", {"weight", "bias", "scale"})],
+)
+def test_weight_decay_acts_on_what_was_asked(decay, decayed):
+    model = torch.nn.Linear(2, 2)
+    model.scale = torch.nn.Parameter(torch.ones(()))
+    groups = parameter_groups(model, ["weight", "bias", "scale"], set(), Recipe(weight_decay=0.3, decay=decay))
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    assert found == decayed

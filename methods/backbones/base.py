@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -67,26 +68,39 @@ class Hidden:
         return replace(self, x=x)
 
 
-class Slot(NamedTuple):
-    """A place in the module tree: ``getattr(parent, name)`` is the module that stands there."""
+class BranchState(NamedTuple):
+    """What an attached module sees when a branch of a block has computed its contribution.
 
-    parent: nn.Module
-    name: str
+    Attributes:
+        out: (B, N, W) what the branch is about to add to the residual stream.
+        residual: (B, N, W) the stream that the branch starts from and is added to.
+        normed: (B, N, W) what the branch reads: the layer-normed residual in pre-norm blocks, the residual itself in
+            post-norm ones.
+        hidden: Mask, prefix and pooling position of the sequence; its ``x`` is the input of the block.
+    """
 
-    def get(self) -> nn.Module:
-        """The module that stands there now."""
-        return getattr(self.parent, self.name)
+    out: Tensor
+    residual: Tensor
+    normed: Tensor
+    hidden: Hidden
 
-    def set(self, module: nn.Module) -> None:
-        """Put another module there."""
-        setattr(self.parent, self.name, module)
+
+class SecondView(NamedTuple):
+    """How the second view of an input differs from the first: dropout on the embedded tokens."""
+
+    rate: float
+    kind: Literal["element", "token"]
+
+
+BranchKind = Literal["attention", "mlp"]
+BRANCHES: tuple[BranchKind, BranchKind] = ("attention", "mlp")
 
 
 class Tower(ABC):
     """One modality's transformer, as a view on modules that its :class:`DualEncoder` owns.
 
     A method changes a tower in three ways, the same on every backbone: it inserts tokens between :meth:`embed` and the
-    blocks, it wraps a branch (:meth:`branch`), or it injects into named linear layers (:meth:`linears`).
+    blocks, it attaches modules to branches (:meth:`attach`), or it injects into named linear layers (:meth:`linears`).
     """
 
     modality: Literal["image", "text"]
@@ -95,6 +109,8 @@ class Tower(ABC):
     heads: int
     pooled_width: int
     """Width P of the pooled output, before projection to the embedding space."""
+    view: SecondView | None = None
+    """Set while a second view is computed, see :meth:`DualEncoder.second_view`."""
 
     @property
     @abstractmethod
@@ -106,13 +122,63 @@ class Tower(ABC):
         """Number of blocks."""
         return len(self.blocks)
 
-    @abstractmethod
     def embed(self, inputs: Any) -> Hidden:
         """Token and position embeddings: (B, 3, H, W) float pictures or :class:`Tokens` to the first block's input."""
+        hidden = self._embed(inputs)
+        if self.view is None:
+            return hidden
+        if self.view.kind == "element":
+            return hidden.with_x(nn.functional.dropout(hidden.x, self.view.rate))
+        return hidden.with_x(nn.functional.dropout1d(hidden.x, self.view.rate))  # whole tokens, as channels
 
-    @abstractmethod
     def run_block(self, index: int, hidden: Hidden) -> Hidden:
         """Apply block ``index``; works for any sequence length, so inserted tokens pass through."""
+        if not any(self._attached(index, kind) for kind in BRANCHES):
+            return hidden.with_x(self._block(index, hidden))
+        x = hidden.x
+        for kind in BRANCHES:
+            normed = self._normed(index, kind, x)
+            out = self._contribution(index, kind, normed, hidden)
+            for module in self._attached(index, kind):
+                out = module(BranchState(out, x, normed, hidden))
+            x = self._joined(index, kind, x, out)
+        return hidden.with_x(x)
+
+    def attach(self, index: int, kind: BranchKind, module: nn.Module) -> None:
+        """Let ``module`` change what a branch of block ``index`` adds to the residual stream.
+
+        The module is called with a :class:`BranchState` and returns the new contribution, (B, N, W). Several modules on
+        one branch act in the order of attachment; one module may be attached in many places, which shares its weights.
+        It becomes part of the block, as ``attached_attention`` or ``attached_mlp``.
+        """
+        block = self.blocks[index]
+        name = f"attached_{kind}"
+        if not hasattr(block, name):
+            block.add_module(name, nn.ModuleList())
+        block.get_submodule(name).append(module)  # type: ignore[operator]
+
+    def _attached(self, index: int, kind: BranchKind) -> Any:
+        return getattr(self.blocks[index], f"attached_{kind}", ())
+
+    @abstractmethod
+    def _embed(self, inputs: Any) -> Hidden:
+        """:meth:`embed` of the first view."""
+
+    @abstractmethod
+    def _block(self, index: int, hidden: Hidden) -> Tensor:
+        """(B, N, W) output of the block as its library computes it."""
+
+    @abstractmethod
+    def _normed(self, index: int, kind: BranchKind, x: Tensor) -> Tensor:
+        """(B, N, W) what a branch reads of the residual stream ``x``."""
+
+    @abstractmethod
+    def _contribution(self, index: int, kind: BranchKind, normed: Tensor, hidden: Hidden) -> Tensor:
+        """(B, N, W) what a branch adds to the residual stream."""
+
+    @abstractmethod
+    def _joined(self, index: int, kind: BranchKind, x: Tensor, out: Tensor) -> Tensor:
+        """(B, N, W) the residual stream after a contribution."""
 
     @abstractmethod
     def finish(self, hidden: Hidden) -> Tensor:
@@ -123,14 +189,7 @@ class Tower(ABC):
         """(B, P) pooled output of the last block's states, before projection."""
 
     @abstractmethod
-    def branch(self, index: int, kind: Literal["attention", "mlp"]) -> Slot:
-        """Where a branch's contribution (B, N, W), before it is added to the residual stream, leaves a module.
-
-        Wrapping the module in this slot with ``Sequential(module, adapter)`` places an adapter after the branch.
-        """
-
-    @abstractmethod
-    def linears(self, index: int, kind: Literal["attention", "mlp"]) -> list[str]:
+    def linears(self, index: int, kind: BranchKind) -> list[str]:
         """Full names, within the DualEncoder, of the modules holding the weights of a branch (targets for LoRA)."""
 
     def run(self, hidden: Hidden, start: int = 0, stop: int | None = None) -> Hidden:
@@ -213,6 +272,24 @@ class DualEncoder(nn.Module, ABC):
     def encode_text(self, tokens: Tokens) -> Tensor:
         """Tokens to (B, E), not L2-normalised."""
         return self.project_text(self.text.pooled(tokens))
+
+    @contextmanager
+    def second_view(self, rate: float, kind: Literal["element", "token"] = "element") -> Iterator[None]:
+        """Within this block both towers drop embedded tokens: the second view of Yuan et al. 2023 (PE-RSITR).
+
+        Args:
+            rate: Probability of dropping; what is kept is scaled by 1 / (1 - rate).
+            kind: ``element``: every scalar of the embedded tokens on its own, as in the authors' code. ``token``: whole
+                tokens, as in the paper's figure.
+        """
+        towers = (self.image, self.text)
+        for tower in towers:
+            tower.view = SecondView(rate, kind)
+        try:
+            yield
+        finally:
+            for tower in towers:
+                tower.view = None
 
     def new_parameters(self) -> Iterator[str]:
         """Names of parameters that were initialised at random and must be trained by every method (joining heads)."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from petlbench.methods.backbones import weights_io
-from petlbench.methods.backbones.base import BackboneError, Hidden, Slot, Tower
+from petlbench.methods.backbones.base import BackboneError, BranchKind, Hidden, Tower
 
 PATCH = 14
 HEAD_WIDTH = 64
@@ -33,8 +33,7 @@ _RENAMED = (
 class Dinov2Tower(Tower):
     """``transformers.Dinov2Model``; pooled as the class token beside the mean of the patch tokens, after the last norm.
 
-    Blocks are pre-norm: ``x + layer_scale1(attention(norm1(x)))``, ``x + layer_scale2(mlp(norm2(x)))``, and the branch
-    slots are the layer scales, so a wrapped adapter sees the contribution as it would be added.
+    Blocks are pre-norm: ``x + layer_scale1(attention(norm1(x)))``, ``x + layer_scale2(mlp(norm2(x)))``.
     """
 
     modality = "image"
@@ -51,17 +50,31 @@ class Dinov2Tower(Tower):
         """The DINOv2 layers."""
         return self.model.encoder.layer
 
-    def embed(self, inputs: Tensor) -> Hidden:
+    def _embed(self, inputs: Tensor) -> Hidden:
         """(B, 3, H, W) pictures, sides multiples of 14, to class and patch tokens.
 
         The position table is interpolated bicubically to the grid of the pictures at hand.
         """
         return Hidden(self.model.embeddings(inputs), prefix=1)
 
-    def run_block(self, index: int, hidden: Hidden) -> Hidden:
-        """Apply layer ``index``; masked tokens are not attended to."""
-        mask = None if hidden.mask is None else hidden.mask[:, None, None]
-        return hidden.with_x(self.blocks[index](hidden.x, mask))
+    def _mask(self, hidden: Hidden) -> Tensor | None:
+        return None if hidden.mask is None else hidden.mask[:, None, None]
+
+    def _block(self, index: int, hidden: Hidden) -> Tensor:
+        return self.blocks[index](hidden.x, self._mask(hidden))
+
+    def _normed(self, index: int, kind: BranchKind, x: Tensor) -> Tensor:
+        block: Any = self.blocks[index]
+        return (block.norm1 if kind == "attention" else block.norm2)(x)
+
+    def _contribution(self, index: int, kind: BranchKind, normed: Tensor, hidden: Hidden) -> Tensor:
+        block: Any = self.blocks[index]
+        if kind == "attention":
+            return block.layer_scale1(block.attention(normed, attention_mask=self._mask(hidden))[0])
+        return block.layer_scale2(block.mlp(normed))
+
+    def _joined(self, index: int, kind: BranchKind, x: Tensor, out: Tensor) -> Tensor:
+        return x + out
 
     def finish(self, hidden: Hidden) -> Tensor:
         """(B, N, W) after the final layer norm."""
@@ -72,11 +85,7 @@ class Dinov2Tower(Tower):
         x = self.finish(hidden)
         return torch.cat([x[:, 0], x[:, hidden.prefix :].mean(1)], 1)
 
-    def branch(self, index: int, kind: Literal["attention", "mlp"]) -> Slot:
-        """The layer scale that ends the branch."""
-        return Slot(self.blocks[index], "layer_scale1" if kind == "attention" else "layer_scale2")
-
-    def linears(self, index: int, kind: Literal["attention", "mlp"]) -> list[str]:
+    def linears(self, index: int, kind: BranchKind) -> list[str]:
         """Query, key, value and output projections, or the two layers of the MLP."""
         part = "attention" if kind == "attention" else "mlp"
         root = getattr(self.blocks[index], part)

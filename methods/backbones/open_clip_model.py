@@ -98,7 +98,7 @@ def load_open_clip(
 
     origin = resolve(name, weights, pretrained, activation, resolution)
     path = origin.fetch()
-    clip = _build(origin, seed)
+    clip = build_clip(origin, seed)
     if path is None:
         source, sha256 = f"random initialisation, seed {seed}", weights_io.tensors_sha256(clip.state_dict())
     else:
@@ -173,7 +173,8 @@ def _check_towers(name: str, clip: Any) -> None:
         raise BackboneError(f"{name}: its blocks are not open_clip's standard residual attention blocks")
 
 
-def _build(origin: Origin, seed: int) -> Any:
+def build_clip(origin: Origin, seed: int) -> Any:
+    """The open_clip model of an architecture with random weights; on the meta device where that is the default."""
     import open_clip
 
     vision = open_clip.CLIPVisionCfg(**origin.config["vision_cfg"])

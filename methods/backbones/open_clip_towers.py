@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from petlbench.methods.backbones.base import Hidden, Slot, Tokens, Tower
+from petlbench.methods.backbones.base import BranchKind, Hidden, Tokens, Tower
 
 
 class _OpenClipTower(Tower):
     """What both towers share: open_clip's pre-norm residual blocks.
 
-    A block computes ``x = x + ls_1(attn(ln_1(x)))``, then ``x + ls_2(mlp(ln_2(x)))``. The branch slots are ``ls_1`` and
-    ``ls_2``: the last modules that a branch passes (identity without layer scale).
+    A block computes ``x = x + ls_1(attn(ln_1(x)))``, then ``x + ls_2(mlp(ln_2(x)))``; ``ls`` is the identity without
+    layer scale.
     """
 
     transformer: Any
@@ -27,14 +28,30 @@ class _OpenClipTower(Tower):
         """The residual attention blocks."""
         return self.transformer.resblocks
 
-    def branch(self, index: int, kind: Literal["attention", "mlp"]) -> Slot:
-        """``ls_1`` or ``ls_2`` of the block."""
-        return Slot(self.blocks[index], "ls_1" if kind == "attention" else "ls_2")
-
-    def linears(self, index: int, kind: Literal["attention", "mlp"]) -> list[str]:
+    def linears(self, index: int, kind: BranchKind) -> list[str]:
         """The ``nn.MultiheadAttention`` module, or ``c_fc`` and ``c_proj``."""
         block = f"{self.prefix}.resblocks.{index}"
         return [f"{block}.attn"] if kind == "attention" else [f"{block}.mlp.c_fc", f"{block}.mlp.c_proj"]
+
+    @abstractmethod
+    def _mask(self, hidden: Hidden) -> Tensor | None:
+        """Additive attention mask that broadcasts over (B * heads, N, N), or None."""
+
+    def _block(self, index: int, hidden: Hidden) -> Tensor:
+        return self.blocks[index](hidden.x, attn_mask=self._mask(hidden))
+
+    def _normed(self, index: int, kind: BranchKind, x: Tensor) -> Tensor:
+        block: Any = self.blocks[index]
+        return (block.ln_1 if kind == "attention" else block.ln_2)(x)
+
+    def _contribution(self, index: int, kind: BranchKind, normed: Tensor, hidden: Hidden) -> Tensor:
+        block: Any = self.blocks[index]
+        if kind == "attention":
+            return block.ls_1(block.attention(q_x=normed, attn_mask=self._mask(hidden)))
+        return block.ls_2(block.mlp(normed))
+
+    def _joined(self, index: int, kind: BranchKind, x: Tensor, out: Tensor) -> Tensor:
+        return x + out
 
     def _key_mask(self, hidden: Hidden) -> Tensor | None:
         """(B * heads, 1, N) additive mask of the keys, 0 or -inf, or None where every token may be attended to."""
@@ -58,7 +75,7 @@ class OpenClipImageTower(_OpenClipTower):
         self.heads = int(self.transformer.resblocks[0].attn.num_heads)
         self.pooled_width = self.width
 
-    def embed(self, inputs: Tensor) -> Hidden:
+    def _embed(self, inputs: Tensor) -> Hidden:
         """(B, 3, R, R) pictures to class and patch tokens after ``ln_pre``."""
         visual = self.visual
         patches = visual.conv1(inputs).flatten(2).transpose(1, 2)
@@ -66,12 +83,9 @@ class OpenClipImageTower(_OpenClipTower):
         x = torch.cat([first, patches], 1) + visual.positional_embedding.to(patches.dtype)
         return Hidden(visual.ln_pre(x), prefix=1)
 
-    def run_block(self, index: int, hidden: Hidden) -> Hidden:
-        """Apply block ``index``; a mask, where given, hides tokens."""
+    def _mask(self, hidden: Hidden) -> Tensor | None:
         mask = self._key_mask(hidden)
-        if mask is not None:
-            mask = mask.expand(-1, hidden.x.shape[1], -1)
-        return hidden.with_x(self.blocks[index](hidden.x, attn_mask=mask))
+        return None if mask is None else mask.expand(-1, hidden.x.shape[1], -1)
 
     def finish(self, hidden: Hidden) -> Tensor:
         """(B, N, W) after ``ln_post``."""
@@ -107,7 +121,7 @@ class OpenClipTextTower(_OpenClipTower):
         self.pooled_width = self.width
         self._masks: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
-    def embed(self, inputs: Tokens) -> Hidden:
+    def _embed(self, inputs: Tokens) -> Hidden:
         """Tokens to word plus position embeddings, with the end token's position."""
         ids = inputs.ids
         x = self.root.token_embedding(ids) + self.root.positional_embedding[: ids.shape[1]]
@@ -128,11 +142,10 @@ class OpenClipTextTower(_OpenClipTower):
                 self._masks[key] = torch.full((length, length), float("-inf"), device=device, dtype=dtype).triu_(1)
         return self._masks[key]
 
-    def run_block(self, index: int, hidden: Hidden) -> Hidden:
-        """Apply block ``index`` under a causal mask of the sequence's length; a mask, where given, hides more."""
+    def _mask(self, hidden: Hidden) -> Tensor:
         mask = self.causal_mask(hidden.x.shape[1], hidden.x.device, hidden.x.dtype)
         keys = self._key_mask(hidden)
-        return hidden.with_x(self.blocks[index](hidden.x, attn_mask=mask if keys is None else mask + keys))
+        return mask if keys is None else mask + keys
 
     def finish(self, hidden: Hidden) -> Tensor:
         """(B, N, W) after ``ln_final``."""

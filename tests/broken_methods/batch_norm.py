@@ -15,6 +15,7 @@ class _Normed(nn.Module):
 
 class BatchNorm(Method):
     title = "Batch norm in the frozen part"
+    family = "baseline"
 
     def build(self, backbone):
         return _Normed(backbone)

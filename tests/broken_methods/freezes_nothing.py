@@ -15,6 +15,7 @@ class _Shift(nn.Module):
 
 class FreezesNothing(Method):
     title = "Freezes nothing"
+    family = "baseline"
     identity_start = True
 
     def build(self, backbone):

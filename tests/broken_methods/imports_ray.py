@@ -5,6 +5,7 @@ from petlbench.methods.base import Method, parameters_under
 
 class ImportsRay(Method):
     title = "Imports ray"
+    family = "baseline"
 
     def build(self, backbone):
         return backbone

@@ -15,6 +15,7 @@ class _Centred(nn.Module):
 
 class MixesRows(Method):
     title = "Mixes rows"
+    family = "baseline"
     identity_start = True
 
     def build(self, backbone):

@@ -7,6 +7,7 @@ from petlbench.methods.base import Method
 
 class OutProjLora(Method):
     title = "LoRA on out_proj"
+    family = "baseline"
     kinds = ("open_clip",)
     identity_start = True
 

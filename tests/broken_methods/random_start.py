@@ -14,6 +14,7 @@ class _Mapped(nn.Module):
 
 class RandomStart(Method):
     title = "Random start"
+    family = "baseline"
     identity_start = True
 
     def build(self, backbone):
