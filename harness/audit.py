@@ -125,8 +125,10 @@ def check_identity(method: Method, before: Tensor, after: Tensor) -> str:
 def frozen_hash(model: nn.Module, trainable: set[str]) -> str:
     """Hash of every parameter and stored buffer that is not trained."""
     digest = xxhash.xxh3_128()
+    # A module shared by many blocks stands in the state once per block, but among the parameters once.
+    trained = {id(p) for n, p in model.named_parameters() if n in trainable}
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        if name not in trainable:
+        if id(tensor) not in trained:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
