@@ -1,8 +1,7 @@
 """Random changes of training pictures: whole uint8 batches at once, on CPU or GPU, different for every sample.
 
-The crops of a batch are one resampling. Sizes and factors follow torchvision v2 (``RandomResizedCrop.make_params``,
-``adjust_brightness`` and its kin), whose own transforms would draw one set of parameters for the whole batch. Crops
-here are not rounded to whole pixels.
+Sizes and factors follow torchvision v2 (``RandomResizedCrop.make_params``, ``adjust_brightness`` and its kin), whose own
+transforms would draw one set of parameters for the whole batch.
 """
 
 from __future__ import annotations
@@ -14,8 +13,10 @@ from typing import Annotated, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor
-from torch.nn import functional
 from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+from petlbench.datasets.crop import resized, whole_boxes
+from petlbench.datasets.randaugment import RandAugment, rand_augment
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, le=1)]
@@ -28,7 +29,7 @@ class Augmentation(BaseModel):
 
     Attributes:
         random_resized_crop: Least and greatest share of the area that a crop keeps, or None. Crops are scaled back
-            to the full size with bicubic interpolation.
+            to the full size with bicubic interpolation. Boxes hold whole pixels.
         crop_ratio: Least and greatest width by height of a crop.
         horizontal_flip: Probability of mirroring left to right.
         vertical_flip: Probability of mirroring top to bottom.
@@ -36,6 +37,7 @@ class Augmentation(BaseModel):
         brightness: Factor drawn from [1 - x, 1 + x].
         contrast: As ``brightness``, about the mean grey of the picture.
         saturation: As ``brightness``, about the grey picture.
+        randaugment: Rounds of randomly chosen changes, made last, or None.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +50,7 @@ class Augmentation(BaseModel):
     brightness: Strength = 0
     contrast: Strength = 0
     saturation: Strength = 0
+    randaugment: RandAugment | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -62,7 +65,8 @@ class Augmentation(BaseModel):
     def is_identity(self) -> bool:
         """Whether pictures are left as they are."""
         moves = self.random_resized_crop or self.horizontal_flip or self.vertical_flip or self.rotate90
-        return not (moves or self.brightness or self.contrast or self.saturation)
+        rounds = self.randaugment is not None and self.randaugment.ops and self.randaugment.probability
+        return not (moves or self.brightness or self.contrast or self.saturation or rounds)
 
 
 def augment(images: Tensor, config: Augmentation, generator: Generator) -> Tensor:
@@ -87,19 +91,19 @@ def augment(images: Tensor, config: Augmentation, generator: Generator) -> Tenso
     images = _turned(images, config.rotate90, generator)
     images = _mirrored(images, config.horizontal_flip, -1, generator)
     images = _mirrored(images, config.vertical_flip, -2, generator)
-    strengths = {name: getattr(config, name) for name in _ADJUST if getattr(config, name)}
-    if not (config.random_resized_crop or strengths):
-        return images
-    pixels = images.float()
     if config.random_resized_crop:
         size, centre = _crop(len(images), config.random_resized_crop, config.crop_ratio, generator)
-        place = torch.cat([torch.diag_embed(size), centre.unsqueeze(-1)], -1).to(images.device)  # (B, 2, 3)
-        grid = functional.affine_grid(place, list(pixels.shape), align_corners=False)
-        pixels = functional.grid_sample(pixels, grid, "bicubic", "reflection", align_corners=False).clamp_(0, 255)
-    for name, strength in strengths.items():
-        factor = 1 + strength * (2 * _uniform(len(images), generator) - 1)
-        pixels = _ADJUST[name](pixels, factor.to(images.device).view(-1, 1, 1, 1)).clamp_(0, 255)
-    return pixels.round_().to(torch.uint8)
+        images = resized(images, *whole_boxes(size, centre, images.shape[-1]))
+    strengths = {name: getattr(config, name) for name in _ADJUST if getattr(config, name)}
+    if strengths:
+        pixels = images.float()
+        for name, strength in strengths.items():
+            factor = 1 + strength * (2 * _uniform(len(images), generator) - 1)
+            pixels = _ADJUST[name](pixels, factor.to(images.device).view(-1, 1, 1, 1)).clamp_(0, 255)
+        images = pixels.round_().to(torch.uint8)
+    if config.randaugment is not None:
+        images = rand_augment(images, config.randaugment, generator)
+    return images
 
 
 def normalise(

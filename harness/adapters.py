@@ -180,7 +180,9 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 def _unreadable(file: Path, error: Exception) -> AdapterError:
     if not file.exists():
-        return AdapterError(f"{file}: no such file; expected a stored adapter (NAME{FILE_SUFFIX}, or a folder of peft's)")
+        return AdapterError(
+            f"{file}: no such file; expected a stored adapter (NAME{FILE_SUFFIX}, or a folder of peft's)"
+        )
     return AdapterError(f"{file}: cannot be read as a stored adapter ({error}); restore it, or train it again")
 
 

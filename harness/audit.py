@@ -72,13 +72,27 @@ def check_gradients(method: Method, model: nn.Module, trainable: set[str], batch
     if not loss.requires_grad:
         raise AuditError(f"audit of {method.name}: the loss does not depend on any trained parameter")
     gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
-    missing = [n for (n, _), g in zip(named, gradients, strict=True) if g is None]
+    idle = temperature_without_use(method, model, trainable)
+    missing = [n for (n, _), g in zip(named, gradients, strict=True) if g is None and n not in idle]
     if missing:
         raise AuditError(
             f"audit of {method.name}: {len(missing)} of {len(named)} trained tensors get no gradient, e.g. "
             f"{', '.join(missing[:5])}; they would stay at their initial values. Train what the forward pass really reads"
         )
     return "ok"
+
+
+def temperature_without_use(method: Method, model: nn.Module, trainable: Iterable[str]) -> set[str]:
+    """Trained tensors that only set the temperature, where the chosen loss has none: they rightly get no gradient."""
+    if method.loss_config.uses_temperature:
+        return set()
+    scale = method.logit_scale(model)
+    chosen = set(trainable)
+    named = [(n, p) for n, p in model.named_parameters() if n in chosen and p.requires_grad]
+    if not scale.requires_grad or not named:
+        return set()
+    gradients = torch.autograd.grad(scale.sum(), [p for _, p in named], allow_unused=True)
+    return {n for (n, _), g in zip(named, gradients, strict=True) if g is not None}
 
 
 def embed_for_audit(method: Method, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:

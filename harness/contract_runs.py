@@ -170,7 +170,8 @@ class BackboneRun:
             total.backward()
             optimizer.step()
             losses.append(float(total.detach()))
-        still = [n for n, p in parameters.items() if torch.equal(p, self._start[n])]
+        idle = audit.temperature_without_use(self.method, self.model, parameters)
+        still = [n for n, p in parameters.items() if torch.equal(p, self._start[n]) and n not in idle]
         if still:
             raise ContractError(
                 f"{len(still)} of {len(parameters)} trained tensors have not moved after {STEPS} AdamW steps, e.g. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from petlbench.datasets.augment import augment, normalise
 from petlbench.datasets.cache import CachedImages, prepare
+from petlbench.datasets.captions import cleaned
 from petlbench.datasets.split import Split
 from petlbench.harness.features import Pooled
 from petlbench.methods.backbones.base import DualEncoder, Tokens
@@ -35,8 +37,23 @@ class SplitData:
     tokens: Tokens
 
     @classmethod
-    def open(cls, split: Split, backbone: DualEncoder, workers: int | None = None) -> SplitData:
-        """Prepare (or find) the pictures at the backbone's resolution and tokenise each distinct caption once."""
+    def open(
+        cls,
+        split: Split,
+        backbone: DualEncoder,
+        captions: Literal["raw", "cleaned"] = "raw",
+        workers: int | None = None,
+    ) -> SplitData:
+        """Prepare (or find) the pictures at the backbone's resolution and tokenise each distinct caption once.
+
+        Args:
+            split: As it was read.
+            backbone: Gives resolution and tokenizer.
+            captions: ``cleaned`` takes the split with cleaned captions; strings that become equal count as one.
+            workers: Processes that decode pictures.
+        """
+        if captions == "cleaned":
+            split = cleaned(split)
         return cls(split, prepare(split, backbone.resolution, workers=workers), backbone.tokenize(split.distinct))
 
 

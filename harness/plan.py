@@ -178,7 +178,6 @@ def _backbone(name: str, experiment: Experiment) -> tuple[BackboneInfo, Named, d
     """Replace local weight paths by their content's hash, so that a spec means the same on every machine."""
     from petlbench.methods.backbones.base import BackboneError
     from petlbench.methods.backbones.registry import BackboneConfig, describe_backbone
-    from petlbench.methods.backbones.weights_io import file_sha256
 
     section = experiment.backbone.get(name, {})
     if "name" in section:
@@ -200,16 +199,19 @@ def _backbone(name: str, experiment: Experiment) -> tuple[BackboneInfo, Named, d
         path = Path(str(given)).expanduser() if given else None
         if path is not None and path.exists():
             weights[key] = str(path.absolute())
-            resolved[key] = f"sha256:{file_sha256(path) if path.is_file() else _folder_sha256(path)}"
+            resolved[key] = f"sha256:{content_sha256(path)}"
     return info, Named(name=name, options=resolved), weights
 
 
-def _folder_sha256(folder: Path) -> str:
+def content_sha256(path: Path) -> str:
+    """Hash of a weight file, or of the names and contents of all files in a folder."""
     from petlbench.methods.backbones.weights_io import file_sha256
 
+    if path.is_file():
+        return file_sha256(path)
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\n".encode())
+    for inner in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{inner.relative_to(path).as_posix()}\0{file_sha256(inner)}\n".encode())
     return digest.hexdigest()
 
 

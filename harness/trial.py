@@ -132,8 +132,8 @@ def _run(
     parts = assemble(trial)
     method, backbone, recipe = parts.method, parts.backbone.to(device), parts.recipe
     select_on = "test" if spec.protocol.selection == "test_max" else "val"
-    train = SplitData.open(parts.splits["train"], backbone)
-    select = SplitData.open(parts.splits[select_on], backbone)
+    train = SplitData.open(parts.splits["train"], backbone, recipe.captions)
+    select = SplitData.open(parts.splits[select_on], backbone, recipe.captions)
 
     began = time.perf_counter()
     if parts.cached and method.trains:
@@ -271,7 +271,7 @@ def build(parts: Parts, seed: int, device: torch.device) -> Built:
 
 def rank(parts: Parts, model: nn.Module, split: str, device: torch.device) -> Ranks:
     """Open a split and rank it with a built model."""
-    data = SplitData.open(parts.splits[split], parts.backbone)
+    data = SplitData.open(parts.splits[split], parts.backbone, parts.recipe.captions)
     precision = parts.recipe.precision
     pooled = pooled_features(data, parts.backbone, precision, device) if parts.cached else None
     return evaluate(parts.method, model, parts.backbone, data, precision, device, pooled)

@@ -14,6 +14,8 @@ from petlbench.methods.base import Method, MethodError, count
 
 REFERENCE = "ViT-B-32"
 """The backbone whose counts the papers print."""
+REFERENCE_TOTAL = 151_277_313
+"""Parameters of CLIP ViT-B/32, of which shares are given."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,6 @@ class Size:
     trainable: int | None
     total: int | None
     reason: str | None = None
-
-    @property
-    def percent(self) -> float | None:
-        """Trained share of the untouched CLIP's size, as the papers print it, is ``trainable / REFERENCE_TOTAL``."""
-        return None if self.trainable is None else 100 * self.trainable / REFERENCE_TOTAL
-
-
-REFERENCE_TOTAL = 151_277_313
-"""Parameters of CLIP ViT-B/32."""
 
 
 def measure(cls: type[Method], options: Mapping[str, Any], backbone: OpenClipEncoder) -> Size:
@@ -55,13 +48,31 @@ def measure(cls: type[Method], options: Mapping[str, Any], backbone: OpenClipEnc
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            model = method.build(fresh)
+            try:
+                model = method.build(fresh)
+            except NotImplementedError:  # what torch raises where a build reads weights, to start from them
+                model = method.build(_with_values(untouched(backbone)))
         except MethodError as error:
             return Size(None, None, str(error))
     return Size(count(model, method.trainable(model)), sum(p.numel() for p in model.parameters()))
 
 
-def declared(cls: type[Method], backbone: OpenClipEncoder) -> int | None:
-    """The closed form with default options, without building; None where there is none or the method refuses."""
-    method = cls()
-    return None if method.refuse(backbone) else method.expected_trainable(backbone)
+def _with_values(backbone: OpenClipEncoder) -> OpenClipEncoder:
+    """The same with zeros on the CPU: more memory and time, but every operation works."""
+    backbone.to_empty(device="cpu")
+    for tensor in (*backbone.parameters(), *backbone.buffers()):
+        tensor.detach().zero_()
+    return backbone
+
+
+def declared(cls: type[Method], options: Mapping[str, Any], backbone: OpenClipEncoder) -> Size:
+    """The closed form of the trained count, without building; its total is not known."""
+    method = cls(cls.Config.model_validate(dict(options)))
+    if reason := method.refuse(backbone):
+        return Size(None, None, reason)
+    return Size(method.expected_trainable(backbone), None)
+
+
+def share(trainable: int | None) -> float | None:
+    """Trained scalars in percent of CLIP ViT-B/32's size, as the field prints them."""
+    return None if trainable is None else 100 * trainable / REFERENCE_TOTAL

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from petlbench.methods.backbones.base import DualEncoder
-from petlbench.methods.base import PE_RSITR, Domain, Method, Preset, Published
+from petlbench.methods.base import PE_RSITR, Domain, Method, Preset, Published, Variant
+from petlbench.methods.recipe import PE_RSITR_TRAIN
 
 
 class FullFinetune(Method):
@@ -19,8 +20,17 @@ class FullFinetune(Method):
     licence = "MIT"
     family = "baseline"
     identity_start = True
-    # No paper of the field states the learning rate of its full fine-tuning row, so there is no `paper` preset.
-    presets = {"matched": Preset(train={"lr": 1e-5, "new_lr": 1e-3, "weight_decay": 0.1})}
+    choices = (
+        "No paper of the field states the learning rate of its full fine-tuning row; preset `paper` keeps PE-RSITR's recipe but "
+        "for the rate of 4e-6, which is that of a public reimplementation's README.",
+        "Preset `paper`: whether the published row was trained with PE-RSITR's recipe and which loss it had is unknown.",
+        "The learning rate of `matched` is ours.",
+    )
+    variants = {"all": Variant({}, 151_277_313, "every parameter, the temperature included")}
+    presets = {
+        "matched": Preset(train={"lr": 1e-5, "new_lr": 1e-3, "weight_decay": 0.1}),
+        "paper": Preset(train={**PE_RSITR_TRAIN, "lr": 4e-6}),
+    }
     space = {"train.lr": Domain("loguniform", (1e-6, 1e-4))}
     published = (
         Published("rsicd", PE_RSITR.format("I"), (13.54, 30.83, 43.46, 11.55, 33.14, 49.83), "151M", "unknown"),

@@ -9,30 +9,43 @@ import torch
 from torch import Tensor, nn
 
 from petlbench.methods.backbones.base import DualEncoder
-from petlbench.methods.base import PE_RSITR, Domain, Method, MethodConfig, Preset, Published, parameters_under
+from petlbench.methods.base import (
+    PE_RSITR,
+    Domain,
+    Method,
+    MethodConfig,
+    Preset,
+    Published,
+    Variant,
+    names_in,
+    parameters_under,
+)
+from petlbench.methods.layers.places import ends, projection_size
+from petlbench.methods.recipe import PE_RSITR_TRAIN
 
 
 class LinearProbeConfig(MethodConfig):
     """What stands on the frozen outputs."""
 
-    form: Literal["auto", "embedding", "heads"] = "auto"
+    form: Literal["auto", "embedding", "two_layer", "projections", "heads"] = "auto"
     """``embedding``: one E-to-E map with bias per modality behind the pretrained projections, initialised to identity.
-    ``heads``: only the backbone's own joining heads. ``auto``: heads on unaligned towers, embedding elsewhere."""
+    ``two_layer``: two of them in a row, the size of the published row. ``projections``: the pretrained projections
+    themselves. ``heads``: only the backbone's own joining heads. ``auto``: heads on unaligned towers, embedding elsewhere."""
 
 
 class _Probe(nn.Module):
-    def __init__(self, backbone: DualEncoder):
+    def __init__(self, backbone: DualEncoder, layers: int):
         super().__init__()
         self.backbone = backbone
-        self.image_map = _identity(backbone.embed_dim)
-        self.text_map = _identity(backbone.embed_dim)
+        self.image_map = _identity(backbone.embed_dim, layers)
+        self.text_map = _identity(backbone.embed_dim, layers)
 
 
 class LinearProbe(Method):
     """Frozen features and trained linear maps.
 
     The published tables print 1.05 M parameters without saying which maps; ours is the smallest form that keeps step 0
-    at zero-shot: two E x E maps with bias (525,312 on ViT-B/32).
+    at zero-shot: two E x E maps with bias (525,312 on ViT-B/32). Twice as many have the printed size.
     """
 
     title = "Linear probe"
@@ -43,7 +56,21 @@ class LinearProbe(Method):
     Config = LinearProbeConfig
     identity_start = True
     head_only = True
-    presets = {"matched": Preset(train={"lr": 1e-3})}
+    choices = (
+        "The published rows print 1.05 M parameters without naming the maps; preset `paper` trains two E x E layers per "
+        "modality, which have that size and start at zero-shot; one layer from E to 2 E per modality would have it too.",
+        "Preset `paper`: loss and learning rate of the published rows are unknown; those of PE-RSITR's own method stand in.",
+        "The learning rate of `matched` is ours.",
+    )
+    variants = {
+        "embedding": Variant({}, 525_312, "2 (E^2 + E)"),
+        "two_layer": Variant({"form": "two_layer"}, 1_050_624, "size of PE-RSITR Tab. I, which prints 1.05M"),
+        "projections": Variant({"form": "projections"}, 655_360, "CLIP's own two projections trained on"),
+    }
+    presets = {
+        "matched": Preset(train={"lr": 1e-3}),
+        "paper": Preset(method={"form": "two_layer"}, train=PE_RSITR_TRAIN),
+    }
     space = {"train.lr": Domain("loguniform", (1e-4, 1e-2))}
     published = (
         Published("rsicd", PE_RSITR.format("I"), (8.46, 24.41, 37.72, 7.81, 25.89, 42.47), "1.05M", "unknown"),
@@ -53,16 +80,25 @@ class LinearProbe(Method):
 
     def build(self, backbone: DualEncoder) -> nn.Module:
         """Two identity-initialised maps, or nothing where the joining heads are the probe."""
-        return backbone if self._heads(backbone) else _Probe(backbone)
+        layers = {"embedding": 1, "two_layer": 2}.get(self._form(backbone), 0)
+        return _Probe(backbone, layers) if layers else backbone
 
     def trainable(self, model: nn.Module) -> Iterable[str]:
-        """The maps; the harness adds the joining heads."""
+        """The maps, or the pretrained projections; the harness adds the joining heads."""
+        backbone = self._dual(model)
+        if self._form(backbone) == "projections":
+            projections = [
+                name for tower in (backbone.image, backbone.text) for name in ends(backbone, tower).projection
+            ]
+            return names_in(model, backbone, parameters_under(backbone, *projections))
         return parameters_under(model, "image_map", "text_map")
 
     def expected_trainable(self, backbone: DualEncoder) -> int:
-        """2 (E^2 + E), or 0 besides the joining heads."""
-        width = backbone.embed_dim
-        return 0 if self._heads(backbone) else 2 * (width * width + width)
+        """2 (E^2 + E) per layer of maps; (P_image + P_text) E for the projections; 0 besides the joining heads."""
+        width, form = backbone.embed_dim, self._form(backbone)
+        if form == "projections":
+            return projection_size(backbone, backbone.image) + projection_size(backbone, backbone.text)
+        return {"embedding": 2, "two_layer": 4}.get(form, 0) * (width * width + width)
 
     def head_image(self, model: nn.Module, pooled: Tensor) -> Tensor:
         """(B, P_image) to (B, E): pretrained projection, then the map."""
@@ -74,14 +110,18 @@ class LinearProbe(Method):
         projected = super().head_text(model, pooled)
         return model.text_map(projected) if isinstance(model, _Probe) else projected
 
-    def _heads(self, backbone: DualEncoder) -> bool:
+    def _form(self, backbone: DualEncoder) -> str:
         form = getattr(self.config, "form", "auto")
-        return form == "heads" or (form == "auto" and not backbone.aligned)
+        if form == "auto":
+            return "embedding" if backbone.aligned else "heads"
+        return form
 
 
-def _identity(width: int) -> nn.Linear:
-    layer = nn.Linear(width, width)
+def _identity(width: int, layers: int) -> nn.Module:
+    """One linear layer, or several in a row, that start as the identity."""
+    stack = [nn.Linear(width, width) for _ in range(layers)]
     with torch.no_grad():
-        nn.init.eye_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    return layer
+        for layer in stack:
+            nn.init.eye_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return stack[0] if layers == 1 else nn.Sequential(*stack)

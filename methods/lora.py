@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from typing import Any, Literal
 
-import torch
-from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor, nn
-from torch.func import functional_call
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import nn
 
-from petlbench.methods.backbones.base import DualEncoder, Tower
-from petlbench.methods.base import Domain, Method, MethodConfig, MethodError, Preset
+from petlbench.methods.backbones.base import DualEncoder
+from petlbench.methods.base import Domain, Method, MethodConfig, PeftFormat, Preset, Variant
+from petlbench.methods.layers.bottleneck import Towers, chosen_towers
+from petlbench.methods.layers.low_rank import (
+    Projections,
+    Targets,
+    inject_low_rank,
+    low_rank_names,
+    low_rank_peft,
+    low_rank_places,
+    low_rank_size,
+)
+from petlbench.methods.layers.packed_lora import PackedLora
+from petlbench.methods.layers.places import packed_parts
 
 
 class LoraConfig(MethodConfig):
@@ -22,51 +30,30 @@ class LoraConfig(MethodConfig):
     alpha: PositiveFloat = 16.0
     """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """On the input of the update. Packed attention (open_clip) merges weights before use, so there it must be 0."""
-    targets: Literal["attention", "mlp", "both"] = "attention"
-    towers: Literal["image", "text", "both"] = "both"
+    """On the input of the update."""
+    targets: Targets = "attention"
+    towers: Towers = "both"
+    projections: Projections = "qkvo"
+    """Which attention projections are updated."""
+    joint: bool = True
+    """On packed attention (open_clip): one A and one B for q, k and v together, the form of peft's wrapper; else each
+    projection has its own, as in Hu et al. Where projections are layers of their own, they always have."""
 
-
-class _PackedLora(nn.Module):
-    """An ``nn.MultiheadAttention`` whose packed q, k, v matrix and output matrix each get a low-rank update.
-
-    Same form as peft's wrapper for this module: one A and one B of 3 W rows for q, k and v together. Peft adds the update
-    to the frozen weights before each pass and subtracts it after, and the rounding stays behind; here the sum is made
-    anew, so the frozen weights never change.
-    """
-
-    def __init__(self, attention: nn.MultiheadAttention, rank: int, scale: float):
-        super().__init__()
-        width = attention.embed_dim
-        self.base_layer = attention
-        self.scale = scale
-        self.lora_A = nn.ParameterDict({k: _kaiming(rank, width) for k in ("in_proj", "out_proj")})
-        self.lora_B = nn.ParameterDict({"in_proj": torch.zeros(3 * width, rank), "out_proj": torch.zeros(width, rank)})
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``nn.MultiheadAttention``, with both matrices updated."""
-        base = self.base_layer
-        weights = {
-            "in_proj_weight": self._updated(base.in_proj_weight, "in_proj"),
-            "out_proj.weight": self._updated(base.out_proj.weight, "out_proj"),
-        }
-        return functional_call(base, weights, args, kwargs)
-
-    def _updated(self, weight: Tensor, name: str) -> Tensor:
-        # In bf16 a small update would be lost in the sum; the attention casts the result itself.
-        with torch.autocast(weight.device.type, enabled=False):
-            return torch.addmm(weight, self.lora_B[name], self.lora_A[name], alpha=self.scale)
-
-
-def _kaiming(rank: int, width: int) -> Tensor:
-    return nn.init.kaiming_uniform_(torch.empty(rank, width), a=math.sqrt(5))
+    @model_validator(mode="after")
+    def _joint_takes_all(self) -> LoraConfig:
+        if self.joint and self.projections != "qkvo" and self.targets != "mlp":
+            raise ValueError(
+                f"joint updates q, k, v and o at once, but projections is {self.projections}; set joint=false to give each "
+                "projection its own update"
+            )
+        return self
 
 
 class Lora(Method):
     """W + (alpha / rank) B A with B zero at the start, on q, k, v and output projections by default (Hu et al. 2022).
 
     open_clip packs q, k and v into one matrix and reads the output projection's weight directly, so the whole attention
-    module has to be wrapped; naming `out_proj` would train nothing.
+    module has to be replaced; naming `out_proj` would train nothing.
     """
 
     title = "LoRA"
@@ -76,70 +63,67 @@ class Lora(Method):
     family = "reparameterisation"
     Config = LoraConfig
     identity_start = True
+    choices = (
+        "No retrieval paper of the field has a LoRA row; rank 8, alpha 16 and the learning rate are ours.",
+        "By default q, k and v of packed attention share one update as in peft, so that a stored adapter opens in peft; "
+        "joint=false gives each projection its own, as the paper does.",
+        "peft up to 0.21.2 adds the update of a packed output projection twice (huggingface/peft pull request 3774); ours is "
+        "added once, and an adapter stored from CLIP's attention is exact only in a peft that has this repaired.",
+    )
+    variants = {
+        "joint_r8": Variant({}, 737_280, "peft's wrapper of nn.MultiheadAttention: 6 W r per block"),
+        "r2_qkv": Variant({"rank": 2, "projections": "qkv", "joint": False}, 184_320, "size ladder, 0.16 to 0.18 M"),
+        "r4_qv": Variant({"rank": 4, "projections": "qv", "joint": False}, 245_760, "q and v, as in the LoRA paper"),
+        "r8_qv": Variant({"rank": 8, "projections": "qv", "joint": False}, 491_520, "size ladder, 0.45 to 0.55 M"),
+        "r16_qv": Variant({"rank": 16, "projections": "qv", "joint": False}, 983_040, "q and v"),
+        "r16_qkvo": Variant({"rank": 16, "joint": False}, 1_966_080, "size ladder, 1.9 to 2.0 M"),
+        "r1_qv": Variant({"rank": 1, "projections": "qv", "joint": False}, 61_440, "per unit of rank"),
+        "r1_qkv": Variant({"rank": 1, "projections": "qkv", "joint": False}, 92_160, "per unit of rank"),
+        "r1_qkvo": Variant({"rank": 1, "joint": False}, 122_880, "per unit of rank"),
+        "r1_mlp": Variant({"rank": 1, "targets": "mlp"}, 153_600, "per unit of rank, both MLP matrices"),
+    }
     presets = {"matched": Preset(train={"lr": 1e-3})}
     space = {"method.rank": Domain("choice", (2, 4, 8, 16, 32)), "train.lr": Domain("loguniform", (1e-4, 3e-3))}
 
     def build(self, backbone: DualEncoder) -> nn.Module:
         """The backbone with LoRA layers injected in place."""
         config = self._config()
-        linear: list[str] = []
-        packed: list[str] = []
-        for target in self._targets(backbone):
-            (packed if isinstance(backbone.get_submodule(target), nn.MultiheadAttention) else linear).append(target)
-        if config.dropout and packed:
-            raise MethodError(
-                f"method lora: dropout {config.dropout} on {backbone.name}, whose attention is packed; the update is summed "
-                "into the weights there, which leaves no input to drop. Set method.lora.dropout=0 or method.lora.targets=mlp"
-            )
-        for target in packed:
-            attention: Any = backbone.get_submodule(target)
-            backbone.set_submodule(target, _PackedLora(attention, config.rank, config.alpha / config.rank))
-        if linear:
-            import peft
-
-            injected = peft.LoraConfig(
-                r=config.rank,
-                lora_alpha=config.alpha,  # type: ignore[arg-type]  # annotated int, used as a factor
-                lora_dropout=config.dropout,
-                target_modules=linear,
-            )
-            peft.inject_adapter_in_model(injected, backbone)
+        parts = ("in_proj", "out_proj") if config.joint else packed_parts(config.projections)
+        inject_low_rank(
+            backbone,
+            low_rank_places(backbone, config.targets, config.projections, config.towers),
+            lambda attention: PackedLora(attention, config.rank, config.alpha / config.rank, parts, config.dropout),
+            {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout},
+        )
         return backbone
 
     def trainable(self, model: nn.Module) -> Iterable[str]:
         """The A and B matrices."""
-        return [name for name, _ in model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
+        return low_rank_names(model)
 
     def expected_trainable(self, backbone: DualEncoder) -> int:
-        """r (in + out) per matrix; a packed attention of width d counts 4 d r for q, k, v and 2 d r for the output."""
-        total = 0
-        for target in self._targets(backbone):
-            module = backbone.get_submodule(target)
-            if isinstance(module, nn.MultiheadAttention):
-                total += self._config().rank * 6 * module.embed_dim
-            else:
-                assert isinstance(module, nn.Linear)
-                total += self._config().rank * (module.in_features + module.out_features)
+        """r (in + out) per matrix; joint updates of an attention of width W count 4 W r for q, k, v and 2 W r for o."""
+        config = self._config()
+        total = low_rank_size(backbone, config.rank, config.targets, config.projections, config.towers)
+        if self._is_joint(backbone) and config.targets != "mlp":
+            total -= sum(2 * t.depth * t.width * config.rank for t in chosen_towers(backbone, config.towers))
         return total
 
     def added_at_inference(self, added: int) -> int:
         """None: the update merges into the weights."""
         return 0
 
+    def peft_format(self, model: nn.Module) -> PeftFormat | None:
+        """peft's LoRA; its wrapper of packed attention knows joint updates only."""
+        backbone, config = self._dual(model), self._config()
+        if backbone.provenance.kind == "open_clip" and not config.joint and config.targets != "mlp":
+            return None
+        entries = {"r": config.rank, "lora_alpha": config.alpha}
+        return low_rank_peft(model, backbone, self.trainable(model), entries)
+
+    def _is_joint(self, backbone: DualEncoder) -> bool:
+        return self._config().joint and backbone.provenance.kind == "open_clip"
+
     def _config(self) -> LoraConfig:
         assert isinstance(self.config, LoraConfig)
         return self.config
-
-    def _targets(self, backbone: DualEncoder) -> list[str]:
-        config = self._config()
-        names: list[str] = []
-        towers: list[Tower] = [backbone.image, backbone.text]
-        for tower in towers:
-            if config.towers not in (tower.modality, "both"):
-                continue
-            for index in range(tower.depth):
-                if config.targets in ("attention", "both"):
-                    names += tower.linears(index, "attention")
-                if config.targets in ("mlp", "both"):
-                    names += tower.linears(index, "mlp")
-        return names

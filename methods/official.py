@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,15 @@ class OfficialState:
     Args:
         tensors: By their official names.
         source: File name, for messages.
+        config: Plain values that the file holds beside the tensors, such as the settings of the training.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], source: str = "checkpoint"):
+    def __init__(
+        self, tensors: Mapping[str, Tensor], source: str = "checkpoint", config: Mapping[str, Any] | None = None
+    ):
         self._left = dict(tensors)
         self.source = source
+        self.config = dict(config or {})
         self.dropped: dict[str, str] = {}
         """Name of each tensor that was set aside, with the reason."""
 
@@ -70,15 +75,16 @@ class OfficialState:
 
 
 def read_official(path: Path) -> OfficialState:
-    """A released checkpoint, read without running any code in it; see ``read_state_dict`` for what is understood.
+    """A released checkpoint, read without running any code in it; see ``read_released`` for what is understood.
 
     Raises:
         BackboneError: The file is missing or damaged, or holds anything but tensors by name.
     """
-    from petlbench.methods.backbones.weights_io import find_weights, read_state_dict
+    from petlbench.methods.backbones.weights_io import find_weights, read_released
 
     found = find_weights(path)
-    return OfficialState(read_state_dict(found), found.name)
+    tensors, config = read_released(found)
+    return OfficialState(tensors, found.name, config)
 
 
 def load_official(

@@ -41,6 +41,11 @@ class LossConfig(BaseModel):
     """Added to the scaled similarities in ``siglip``; learned in the paper from this value, constant here."""
 
     @property
+    def uses_temperature(self) -> bool:
+        """Whether the temperature enters; hinge losses compare plain cosines."""
+        return self.name in ("infonce", "multi_positive", "siglip", "harma")
+
+    @property
     def needs_second_view(self) -> bool:
         """Whether both towers run twice per step."""
         return self.name == "hmmc" and self.intra_weight > 0
@@ -81,6 +86,8 @@ class Recipe(BaseModel):
     augmentation: Augmentation = Augmentation()
     precision: Literal["fp32", "bf16"] = "fp32"
     """``bf16``: autocast with fp32 weights (DeepSpeed torch_autocast); evaluation ranks are fp32 in both."""
+    captions: Literal["raw", "cleaned"] = "raw"
+    """``cleaned``: in training and evaluation alike, without case and punctuation and cut to 30 words (PIR, HarMA)."""
 
     @model_validator(mode="after")
     def _milestones_where_needed(self) -> Recipe:

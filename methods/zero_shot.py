@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from petlbench.methods.backbones.base import DualEncoder
-from petlbench.methods.base import PE_RSITR, Method, Published
+from petlbench.methods.base import PE_RSITR, Method, Published, Variant
 
 
 class ZeroShot(Method):
@@ -18,6 +18,8 @@ class ZeroShot(Method):
     code = "openai/CLIP"
     licence = "MIT"
     family = "baseline"
+    choices = ("Captions are encoded as they are, without a prompt template.",)
+    variants = {"all": Variant({}, 0, "nothing is trained")}
     trains = False
     needs_alignment = True
     identity_start = True

@@ -1,75 +1,119 @@
-"""Write the table of methods into methods/README.md, from the registry: ``python scripts/methods_readme.py``.
+"""Write the tables of methods into README.md and methods/README.md: ``python scripts/methods_readme.py``.
 
-Everything in it comes from the classes themselves, so that a method is described in one place only. ``--check`` writes
-nothing and ends with exit code 1 if the table is out of date.
+Names, papers and sizes come from the classes themselves, step costs from ``results/step_cost.json`` (measured by
+``benchmarks/step_cost.py``), so that nothing is said twice. ``--check`` writes nothing and ends with exit code 1 if a
+table is out of date.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from functools import cache
 from pathlib import Path
 
+from petlbench.harness.variants import REFERENCE, Size, measure, share
 from petlbench.methods import registry
-from petlbench.methods.backbones.base import DualEncoder
+from petlbench.methods.backbones.open_clip_model import OpenClipEncoder
 from petlbench.methods.backbones.random_models import random_clip, random_two_tower
-from petlbench.methods.backbones.registry import load_backbone
-from petlbench.methods.base import Method
+from petlbench.methods.backbones.shapes import shape_only
+from petlbench.methods.base import Family, Method
 
-README = Path(__file__).resolve().parent.parent / "methods" / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+COSTS = ROOT / "results" / "step_cost.json"
+FILES = {"README.md": "short", "methods/README.md": "long"}
 START = "<!-- methods: written by scripts/methods_readme.py -->"
 END = "<!-- end of methods -->"
 KINDS = {"open_clip": "CLIP", "two_tower": "two-tower"}
+FAMILIES: tuple[Family, ...] = ("baseline", "head", "selective", "reparameterisation", "prompt", "adapter")
 
 
-def vit_b_32() -> DualEncoder:
-    """CLIP ViT-B/32 in shape only, described as what its published weights are: aligned."""
-    backbone = load_backbone("ViT-B-32", pretrained="random")
-    backbone.provenance = backbone.provenance.model_copy(update={"aligned": True})
-    return backbone.to("meta")
-
-
-def table(backbone: DualEncoder) -> str:
-    """The built-in methods as a Markdown table.
+def tables(backbone: OpenClipEncoder) -> dict[str, str]:
+    """The short and the long table, by name.
 
     Args:
-        backbone: Gives the widths and depths for the number of trained parameters; never built on.
+        backbone: ViT-B/32 in shape, on which every method is built and counted.
     """
-    lines = [
-        "| method | trained on ViT-B/32 | starts at zero-shot | added at inference | backbones | paper | reference code |",
-        "| --- | ---: | :---: | :---: | --- | --- | --- |",
-    ]
-    for name, source in registry.discover().items():
-        if source.builtin:
-            lines.append(_line(name, registry.load(source), backbone))
-    return "\n".join(lines)
+    known = registry.discover()
+    classes = [registry.load(source) for source in known.values() if source.builtin]
+    classes.sort(key=lambda c: (FAMILIES.index(c.family), c.name))
+    sizes = {c.name: measure(c, {}, backbone) for c in classes}
+    return {
+        "short": _table(
+            ["method", "kind", "paper", "trained on ViT-B/32", "%", "step time", "step memory"],
+            [_short(c, sizes[c.name]) for c in classes],
+            "lllrrrr",
+        ),
+        "long": _table(
+            [
+                "method",
+                "trained on ViT-B/32",
+                "forms",
+                "starts at zero-shot",
+                "added at inference",
+                "on",
+                "paper",
+                "code",
+            ],
+            [_long(c, sizes[c.name]) for c in classes],
+            "lrlcclll",
+        ),
+    }
 
 
-def updated(text: str, backbone: DualEncoder) -> str:
-    """The README with a new table between its two marks.
+def updated(text: str, table: str, name: str = "README.md") -> str:
+    """A page with a new table between its two marks.
 
     Raises:
         ValueError: A mark is missing.
     """
     if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"{README}: expected one line {START} and one line {END}; put them back around the table")
+        raise ValueError(f"{name}: expected one line {START} and one line {END}; put them back around the table")
     head, tail = text.split(START)[0], text.split(END)[1]
-    return f"{head}{START}\n{table(backbone)}\n{END}{tail}"
+    return f"{head}{START}\n{table}\n{END}{tail}"
 
 
-def _line(name: str, cls: type[Method], backbone: DualEncoder) -> str:
-    method = cls()
-    trained = method.expected_trainable(backbone) if backbone.provenance.kind in cls.kinds else None
+def _short(cls: type[Method], size: Size) -> list[str]:
+    percent = share(size.trainable)
+    cost = costs().get(cls.name, {})
+    return [
+        f"[`{cls.name}`](methods/{cls.name}.py)",
+        cls.family,
+        _cite(cls.paper),
+        _number(size.trainable),
+        "-" if percent is None else f"{percent:.3f}" if percent < 10 else f"{percent:.1f}",
+        *(f"{cost[key]:.2f}" if cost.get(key) else "-" for key in ("step", "memory")),
+    ]
+
+
+def _long(cls: type[Method], size: Size) -> list[str]:
     code = f"[{cls.code}](https://github.com/{cls.code})" if cls.code.count("/") == 1 else cls.code
-    cells = [
-        f"[{cls.title}]({name}.py) `{name}`",
-        "-" if trained is None else f"{trained:,}",
+    return [
+        f"[{cls.title}]({cls.name}.py) `{cls.name}`",
+        _number(size.trainable),
+        "<br>".join(f"{name} {variant.trainable:,}" for name, variant in cls.variants.items()),
         "yes" if cls.identity_start else "no",
         "its modules" if _adds(cls) else "nothing",
         ", ".join(KINDS[k] for k in cls.kinds),
         cls.paper,
         code + (f" ({cls.licence})" if cls.licence else ""),
     ]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _cite(paper: str) -> str:
+    """Authors and venue with year, from "Authors, Title, Venue Year"."""
+    first, *rest = paper.split(",")
+    return f"{first}, {rest[-1].strip()}" if rest else paper
+
+
+@cache
+def costs() -> dict[str, dict[str, float]]:
+    """Ratios to full fine-tuning by method; empty where nothing was measured yet."""
+    return json.loads(COSTS.read_text(encoding="utf-8"))["methods"] if COSTS.exists() else {}
 
 
 def _adds(cls: type[Method]) -> bool:
@@ -79,15 +123,27 @@ def _adds(cls: type[Method]) -> bool:
     return method.added_at_inference(sum(p.numel() for p in method.build(backbone).parameters()) - before) > 0
 
 
+def _table(headers: list[str], rows: list[list[str]], align: str) -> str:
+    rule = {"l": "---", "r": "---:", "c": ":---:"}
+    lines = [headers, [rule[a] for a in align], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
 def main() -> int:
     """Write, or with ``--check`` compare."""
-    text = README.read_text(encoding="utf-8")
-    new = updated(text, vit_b_32())
-    if "--check" in sys.argv[1:]:
+    found = tables(shape_only(REFERENCE))
+    stale = []
+    for name, kind in FILES.items():
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        new = updated(text, found[kind], name)
         if new != text:
-            print(f"{README.name} is out of date; run python scripts/methods_readme.py", file=sys.stderr)
-        return int(new != text)
-    README.write_text(new, encoding="utf-8")
+            stale.append(name)
+            if "--check" not in sys.argv[1:]:
+                path.write_text(new, encoding="utf-8")
+    if "--check" in sys.argv[1:] and stale:
+        print(f"{', '.join(stale)} out of date; run python scripts/methods_readme.py", file=sys.stderr)
+        return 1
     return 0
 
 

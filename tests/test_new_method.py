@@ -29,6 +29,17 @@ def test_the_written_method_keeps_the_contract(tmp_path, name):
     assert {"count", "identity_start", "gradients", "training", "save and load", "space"} <= kept
 
 
+def test_the_example_of_the_contributing_page_keeps_the_contract(tmp_path):
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    assert len(source.splitlines()) <= 45
+    path = tmp_path / "branch_gain.py"
+    path.write_text(source, encoding="utf-8")
+    checks = check_method(registry.load(registry.discover([path])["branch_gain"]))
+    assert not [c for c in checks if c.outcome == "failed"]
+    assert {"count", "identity_start", "gradients", "save and load"} <= {c.name for c in checks if c.outcome == "ok"}
+
+
 def test_the_written_files_pass_the_linter(tmp_path):
     for name in AWKWARD:
         write_method(name, tmp_path)

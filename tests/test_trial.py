@@ -48,7 +48,7 @@ def test_record_tells_the_whole_story(tmp_path):
     assert record.params.stored_bytes > 4 * record.params.trained
     assert set(record.audit) == {"count", "identity_start", "gradients", "frozen"}
     assert record.provenance["packages"]["deepspeed"]
-    weights = Path(trial.paths.results) / record.artifacts["weights"]
+    weights = path_of(trial).with_name(record.artifacts["weights"])
     assert weights.stat().st_size == record.params.stored_bytes
 
 

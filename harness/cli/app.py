@@ -9,6 +9,7 @@ import typer
 from petlbench.errors import PetlbenchError
 from petlbench.harness.cli.check import check
 from petlbench.harness.cli.data import data
+from petlbench.harness.cli.evaluate import evaluate
 from petlbench.harness.cli.leaderboard import leaderboard
 from petlbench.harness.cli.ls import ls
 from petlbench.harness.cli.new_method import new_method
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command("run")(run)
 app.command("plan")(plan)
+app.command("evaluate")(evaluate)
 app.command("leaderboard")(leaderboard)
 app.add_typer(ls, name="ls")
 app.add_typer(data, name="data")

@@ -26,7 +26,7 @@ def _print(rows: list[dict[str, Any]], as_json: bool, columns: list[str]) -> Non
 
     table = Table(box=None, pad_edge=False)
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == columns[0])  # names are there to be copied
     for row in rows:
         table.add_row(*(Text("" if row[c] is None else str(row[c])) for c in columns))
     Console().print(table)
@@ -34,35 +34,44 @@ def _print(rows: list[dict[str, Any]], as_json: bool, columns: list[str]) -> Non
 
 @ls.command("methods")
 def methods(
-    pattern: Pattern = "*",
+    pattern: Annotated[str, typer.Argument(metavar="NAME", help="One method for all about it, or a wildcard.")] = "*",
     plugin: Annotated[
         list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A method file of your own.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Methods: built in, from installed packages, and from --plugin files."""
+    """Methods: built in, from installed packages, and from --plugin files.
+
+    The table gives the declared number of trained parameters on CLIP
+    ViT-B/32; with a NAME or --json every form is built and counted.
+    """
     from petlbench.methods import registry
 
-    rows = []
-    for name, source in registry.discover(plugin or ()).items():
-        if not fnmatch.fnmatch(name, pattern):
-            continue
-        cls = registry.load(source)
-        rows.append(
-            {
-                "name": name,
-                "title": cls.title,
-                "backbones": ", ".join(cls.kinds),
-                "presets": ", ".join(cls.presets),
-                "origin": source.origin,
-                "paper": cls.paper,
-                "code": cls.code,
-                "licence": cls.licence,
-                "config": {k: str(f.default) for k, f in cls.Config.model_fields.items()},
-                "space": sorted(cls.space),
-            }
-        )
-    _print(rows, as_json, ["name", "title", "backbones", "presets", "origin", "paper"])
+    sources = registry.discover(plugin or ())
+    one = not any(letter in pattern for letter in "*?[")
+    names = registry.resolve([pattern], sources) if one else [n for n in sources if fnmatch.fnmatch(n, pattern)]
+    classes = {name: registry.load(sources[name]) for name in names}
+
+    from petlbench.harness.describe import description, fields_of, overview
+    from petlbench.harness.variants import REFERENCE
+    from petlbench.methods.backbones.shapes import shape_only
+
+    backbone = shape_only(REFERENCE)
+    whole = as_json or (len(names) == 1 and one)
+    rows = [(description if whole else overview)(cls, sources[n].origin, backbone) for n, cls in classes.items()]
+    if whole and not as_json:
+        from rich.console import Console
+
+        from petlbench.harness.cli.method_page import render_page
+
+        render_page(rows[0], fields_of(classes[names[0]].Config), Console())
+        return
+    if not as_json:
+        for row in rows:
+            share = row["percent"]
+            row["trained on ViT-B/32"] = "-" if row["trainable"] is None else f"{row['trainable']:,}"
+            row["%"] = "-" if share is None else f"{share:.3f}" if share < 10 else f"{share:.1f}"
+    _print(rows, as_json, ["name", "title", "family", "trained on ViT-B/32", "%", "presets", "backbones"])
 
 
 @ls.command("datasets")

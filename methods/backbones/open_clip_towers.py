@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from petlbench.methods.backbones.base import BranchKind, Hidden, Tokens, Tower
+from petlbench.methods.backbones.base import BRANCHES, BranchKind, Hidden, Tokens, Tower
 
 
 class _OpenClipTower(Tower):
@@ -38,7 +39,12 @@ class _OpenClipTower(Tower):
         """Additive attention mask that broadcasts over (B * heads, N, N), or None."""
 
     def _block(self, index: int, hidden: Hidden) -> Tensor:
-        return self.blocks[index](hidden.x, attn_mask=self._mask(hidden))
+        if type(self.blocks[index].attn) is not nn.MultiheadAttention:
+            return self.blocks[index](hidden.x, attn_mask=self._mask(hidden))
+        x = hidden.x
+        for kind in BRANCHES:
+            x = self._joined(index, kind, x, self._contribution(index, kind, self._normed(index, kind, x), hidden))
+        return x
 
     def _normed(self, index: int, kind: BranchKind, x: Tensor) -> Tensor:
         block: Any = self.blocks[index]
@@ -47,7 +53,10 @@ class _OpenClipTower(Tower):
     def _contribution(self, index: int, kind: BranchKind, normed: Tensor, hidden: Hidden) -> Tensor:
         block: Any = self.blocks[index]
         if kind == "attention":
-            return block.ls_1(block.attention(q_x=normed, attn_mask=self._mask(hidden)))
+            mask = self._mask(hidden)
+            if type(block.attn) is nn.MultiheadAttention:
+                return block.ls_1(packed_attention(block.attn, normed, mask))
+            return block.ls_1(block.attention(q_x=normed, attn_mask=mask))
         return block.ls_2(block.mlp(normed))
 
     def _joined(self, index: int, kind: BranchKind, x: Tensor, out: Tensor) -> Tensor:
@@ -156,3 +165,23 @@ class OpenClipTextTower(_OpenClipTower):
         assert hidden.pool_at is not None, "text states must say where the end token is"
         rows = torch.arange(hidden.x.shape[0], device=hidden.x.device)
         return self.root.ln_final(hidden.x[rows, hidden.pool_at])
+
+
+def packed_attention(attention: nn.MultiheadAttention, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Self-attention with the weights of ``attention``, (B, N, W) to (B, N, W).
+
+    The module itself swaps batch and tokens first, after which PyTorch 2.15 projects with one small product per row of the
+    batch: a tenth of a training step of CLIP ViT-B/32 on a CPU.
+
+    Args:
+        attention: Batch first, with bias, without dropout.
+        x: The tokens.
+        mask: Additive, (N, N) or (B * heads, N, N).
+    """
+    heads = attention.num_heads
+    projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    if mask is not None and mask.ndim == 3:
+        mask = mask.unflatten(0, (len(x), heads))
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return F.linear(mixed.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)

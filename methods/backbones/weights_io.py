@@ -6,12 +6,15 @@ import hashlib
 import os
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from petlbench.methods.backbones import torch_file
 from petlbench.methods.backbones.base import BackboneError
 
 WEIGHTS_ENV = "PETLBENCH_WEIGHTS"
@@ -77,6 +80,42 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise BackboneError(
             f"{path.name}: weight files end in .safetensors, {', '.join(_PICKLED)}; found {path.suffix or 'no suffix'}"
         )
+    return _finished(state, path)
+
+
+def read_released(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of a checkpoint as authors release them, and the plain values that stand beside them.
+
+    As :func:`read_state_dict`, but tables may be nested, whose keys are joined by dots, and numbers among the tensors
+    come as tensors of no dimension, so that whoever imports them has to say what they are.
+
+    Returns:
+        Tensors by name; and other values by name, those of an entry ``config`` without that prefix.
+
+    Raises:
+        BackboneError: As :func:`read_state_dict`.
+    """
+    if path.suffix not in _PICKLED:
+        return read_state_dict(path), {}
+    loaded = _load_pickled(path)
+    if not isinstance(loaded, Mapping):
+        raise BackboneError(f"{path.name}: holds a {type(loaded).__name__}, expected a table of tensors by name")
+    table = _unwrapped(loaded)
+    state: dict[str, Tensor] = {}
+    config: dict[str, Any] = {}
+    for key, value in _flat(table):
+        if isinstance(value, Tensor):
+            state[key] = value
+        elif isinstance(value, bool | int | float):
+            state[key] = torch.tensor(value)
+        else:
+            config[key] = value
+    beside = loaded.get("config") if table is not loaded else None
+    return _finished(state, path), {**config, **(beside if isinstance(beside, Mapping) else {})}
+
+
+def _finished(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Without the prefix of parallel training, and finite."""
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     for key, value in state.items():
@@ -140,23 +179,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
-    if _is_torchscript(path):
-        raise BackboneError(
-            f"{path.name} is a TorchScript archive, a program rather than a table of weights (OpenAI's original .pt "
-            "files are); it is not run here. Use the same weights by tag, such as ViT-B-32:openai, or as .safetensors"
-        )
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on damaged bytes the restricted unpickler fails in any way
-        reason = str(error).partition("\n")[0] or repr(error)
-        raise BackboneError(
-            f"{path.name}: cannot be read as a plain table of weights ({reason}). Only tensors and plain values "
-            "are read, code in a file is never run; convert the file to .safetensors"
-        ) from error
-    for key in _WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
+    loaded = _load_pickled(path)
+    if isinstance(loaded, Mapping):
+        loaded = _unwrapped(loaded)
     if not isinstance(loaded, Mapping):
         raise BackboneError(f"{path.name}: holds a {type(loaded).__name__}, expected a table of tensors by name")
     foreign = [f"{key} ({type(value).__name__})" for key, value in loaded.items() if not isinstance(value, Tensor)]
@@ -166,6 +191,46 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
             + (_listing("entries that are not tensors", foreign) or "The table is empty.")
         )
     return dict(loaded)
+
+
+def _load_pickled(path: Path) -> Any:
+    if _is_torchscript(path):
+        raise BackboneError(
+            f"{path.name} is a TorchScript archive, a program rather than a table of weights (OpenAI's original .pt "
+            "files are); it is not run here. Use the same weights by tag, such as ViT-B-32:openai, or as .safetensors"
+        )
+    try:
+        return _load_restricted(path)
+    except Exception as error:  # on damaged bytes the restricted unpickler fails in any way
+        reason = str(error).partition("\n")[0] or repr(error)
+        raise BackboneError(
+            f"{path.name}: cannot be read as a plain table of weights ({reason}). Only tensors and plain values "
+            "are read, code in a file is never run; convert the file to .safetensors"
+        ) from error
+
+
+def _load_restricted(path: Path) -> Any:
+    """As ``torch.load``; objects after the weights (a configuration of a YAML library) come as their plain values."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        rest = torch_file.without_objects(path, _WRAPPERS)
+        if rest is None:
+            raise
+        loaded = torch.load(rest, map_location="cpu", weights_only=True)
+        return {**torch_file.plain_values(path), **loaded}
+
+
+def _unwrapped(loaded: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
+
+
+def _flat(table: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -1,0 +1,222 @@
+"""The trial that an evaluation is of: that of a record, or one that was never run. This machine says where things lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from petlbench.datasets.registry import load_card
+from petlbench.harness.adapters import About
+from petlbench.harness.experiment import EMBEDDED, ExperimentError, load_experiment, parse_assignment
+from petlbench.harness.plan import PATH_OPTIONS, WEIGHT_OPTIONS, content_sha256, make_plan
+from petlbench.harness.provenance import command_line
+from petlbench.harness.record import Record, RecordError
+from petlbench.harness.spec import Paths, Trial, TrialSpec
+from petlbench.methods import registry
+from petlbench.methods.backbones.base import BackboneError
+from petlbench.methods.backbones.registry import describe_backbone
+from petlbench.methods.backbones.weights_io import find_weights
+from petlbench.methods.base import MethodError
+from petlbench.methods.recipe import Recipe
+
+_HASHED = "sha256:"
+RELEASED_PRESETS = ("official", "paper", "matched")
+"""Presets in the order in which they are likely to be the form that authors released weights of."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a record's inputs lie on this machine.
+
+    Attributes:
+        card: Path of the data set's card where it is not one of ours.
+        dataset: ``root`` and options of the reader that are paths, by data set.
+        backbone: Weight files by option, by backbone.
+        plugins: Method files.
+    """
+
+    card: str | None = None
+    dataset: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    backbone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
+
+    @classmethod
+    def from_sets(cls, sets: list[str], card: str | None = None, plugins: tuple[str, ...] = ()) -> Places:
+        """From ``--set`` assignments, of which only those that say where something lies are allowed.
+
+        Raises:
+            ExperimentError: A key that would change the trial.
+        """
+        for assignment in sets:
+            key, _ = parse_assignment(assignment, "dataset.ucm.root=DIR")
+            section, _, rest = key.partition(".")
+            allowed = {"dataset": ("root", *PATH_OPTIONS), "backbone": WEIGHT_OPTIONS}.get(section, ())
+            if rest.rpartition(".")[2] not in allowed:
+                raise ExperimentError(
+                    f"--set {assignment}: the record fixes everything but the places of files: dataset.NAME."
+                    f"{{{','.join(('root', *PATH_OPTIONS))}}} and backbone.NAME.{{{','.join(WEIGHT_OPTIONS)}}}"
+                )
+        given = load_experiment(None, sets)
+        return cls(card, given.dataset, given.backbone, plugins)
+
+
+def trial_of(record: Record, path: Path, places: Places) -> Trial:
+    """The trial that a record came from, ready to be assembled again here.
+
+    Raises:
+        RecordError: The spec was edited, or made by a version with other settings.
+        ExperimentError: A place is given for a data set or backbone that the record does not have.
+        DataError: The data set's card is unknown.
+        BackboneError: Weights that the record names by their hash are not found.
+        UnknownMethod: The method's plugin was not given.
+    """
+    canonical = json.dumps(record.spec, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    if hashlib.sha256(canonical.encode()).hexdigest() != record.spec_id:
+        raise RecordError(f"{path}: `spec_id` is not the hash of `spec`, so the record was edited; restore it")
+    spec = _readable(record, path, places)
+    _known(places.dataset, spec.dataset.name, "dataset")
+    _known(places.backbone, spec.backbone.name, "backbone")
+    card = places.card or spec.dataset.name
+    if (name := load_card(card).name) != spec.dataset.name:
+        raise ExperimentError(f"--dataset {card} is the card of {name}; the record {path} is of {spec.dataset.name}")
+    given = {key: value for key, value in places.dataset.get(spec.dataset.name, {}).items() if value is not None}
+    root = given.pop("root", None)
+    return Trial(
+        spec=spec,
+        paths=Paths(
+            results=str(path.absolute().parent),
+            work=str(path.absolute().parent),
+            dataset_root=None if root is None else _absolute(root),
+            dataset_paths={key: _absolute(value) for key, value in given.items()},
+            dataset_card=card,
+            weights=_weights(record, path, spec, places.backbone.get(spec.backbone.name, {})),
+            plugins=list(places.plugins),
+            threads=record.cost.threads if record.cost else 1,
+        ),
+    )
+
+
+def trial_for(
+    method: str,
+    *,
+    dataset: str | None = None,
+    backbone: str | None = None,
+    seed: int | None = None,
+    preset: str | None = None,
+    sets: list[str] | None = None,
+    plugins: tuple[str, ...] = (),
+    about: About | None = None,
+) -> Trial:
+    """A trial that says what weights from elsewhere are to be measured on; planned, never run.
+
+    Args:
+        method: Its name.
+        dataset: A card's name or path; the embedded one where neither data set nor backbone is given.
+        backbone: Likewise; else that of ``about``.
+        seed: Seeds what a method draws at random and does not store; else that of ``about``, else 0.
+        preset: Options to start from; else those of ``about``, else the first of :data:`RELEASED_PRESETS`.
+        sets: ``--set`` assignments, which go over all of these.
+        plugins: Method files.
+        about: What a stored adapter says of itself.
+
+    Raises:
+        PetlbenchError: As :func:`petlbench.harness.plan.make_plan`, and where the method refuses the backbone.
+    """
+    sources = registry.discover(plugins)
+    registry.resolve([method], sources)
+    has = registry.load(sources[method]).presets
+    said = about if about is not None and about.method == method and preset is None else None
+    backbone = backbone or (about.backbone if about else None)
+    asked = load_experiment(
+        None if dataset or backbone else EMBEDDED,
+        sets or (),
+        methods=[method],
+        method={method: said.options} if said else None,
+        datasets=[dataset] if dataset else None,
+        backbones=[backbone] if backbone else None,
+        seeds=[seed if seed is not None else about.seed if about else 0],
+        preset=preset or ("matched" if said else next(name for name in RELEASED_PRESETS if name in has)),
+        plugins=list(plugins) or None,
+    )
+    plan = make_plan(asked, force=True, command=command_line())
+    if not plan.planned:
+        raise MethodError("; ".join(f"{label}: {reason}" for label, reason in plan.refused))
+    return plan.planned[0].trial
+
+
+def _readable(record: Record, path: Path, places: Places) -> TrialSpec:
+    """The spec, if its settings mean something to this version of the code."""
+    sources = registry.discover(places.plugins)
+    registry.resolve([record.method.name], sources)
+    cls = registry.load(sources[record.method.name])
+    commit = (record.provenance.get("git") or {}).get("commit")
+    # A training setting that has gone since does not matter any more; those that evaluation needs are checked below.
+    train = {key: value for key, value in record.spec["train"].items() if key in Recipe.model_fields}
+    try:
+        spec = TrialSpec.model_validate({**record.spec, "train": train})
+        cls.Config.model_validate(record.spec["method"]["options"])
+        Recipe.model_validate(train)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecordError(
+            f"{path}: this version of {record.method.name} has no such setting: {'.'.join(map(str, first['loc']))} "
+            f"({first['msg']}); evaluate it with the version that made it"
+            + (f", commit {commit[:12]}" if commit else "")
+        ) from error
+    return spec
+
+
+def _known(sections: Mapping[str, Any], name: str, what: str) -> None:
+    for given in sections:
+        if given != name:
+            raise ExperimentError(f"--set {what}.{given}...: the record's {what} is {name}")
+
+
+def _weights(record: Record, path: Path, spec: TrialSpec, given: Mapping[str, Any]) -> dict[str, str]:
+    """A local file or folder for each weight option that the spec names by hash."""
+    name, options = spec.backbone.name, spec.backbone.options
+    found: dict[str, str] = {}
+    for key, value in options.items():
+        if key not in WEIGHT_OPTIONS or not str(value).startswith(_HASHED):
+            continue
+        place = _place(record, name, options, key, given.get(key))
+        if place is None:
+            raise BackboneError(
+                f"{path}: backbone {name} needs the file with {value} (called "
+                f"{(record.backbone or {}).get('source', 'unknown')} then); give it with --set backbone.{name}.{key}=FILE"
+            )
+        if (has := content_sha256(place)) != str(value).removeprefix(_HASHED):
+            raise BackboneError(
+                f"{path}: {place} has sha256 {has[:12]}, the record was made with {str(value).removeprefix(_HASHED)[:12]}; "
+                f"give that file with --set backbone.{name}.{key}=FILE"
+            )
+        found[key] = str(place.absolute())
+    return found
+
+
+def _place(record: Record, name: str, options: Mapping[str, Any], key: str, given: Any) -> Path | None:
+    """What was given; else the backbone's own default; else a file of the recorded name among the known weights."""
+    if given is not None:
+        return find_weights(str(given))
+    plain = {k: v for k, v in options.items() if not (k in WEIGHT_OPTIONS and str(v).startswith(_HASHED))}
+    for look in (
+        lambda: Path(str(describe_backbone(name, **plain).options[key])),
+        lambda: find_weights(str((record.backbone or {})["source"])),
+    ):
+        try:
+            place = look()
+        except (BackboneError, KeyError):
+            continue  # not to be found this way; the caller says what is missing
+        if place.exists():
+            return place
+    return None
+
+
+def _absolute(path: Any) -> str:
+    return str(Path(str(path)).expanduser().absolute())
