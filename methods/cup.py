@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from petlbench.methods import losses
 from petlbench.methods.backbones.base import DualEncoder, Tokens
 from petlbench.methods.base import Batch, Domain, Method, MethodConfig, Preset, Variant
-from petlbench.methods.layers.context_cluster import OFFICIAL_BLOCK, ContextCluster, cluster_scalars
+from petlbench.methods.layers.context_cluster import OFFICIAL_BLOCK, WIDTH, ContextCluster, cluster_scalars
 from petlbench.methods.layers.openai_clip import require_quick_gelu, take_clip
 from petlbench.methods.layers.prompts import (
     POSITION_CHOICE,
@@ -41,6 +41,8 @@ class CupConfig(MethodConfig):
 
     tokens: PositiveInt = 16
     """Prompts of either tower."""
+    cluster_width: PositiveInt = WIDTH
+    """Channels of the first stage of the context-cluster network."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """On the prompts while training."""
     prior_weight: NonNegativeFloat = 1.0
@@ -65,7 +67,7 @@ class _Cup(nn.Module):
         self.image_prompts = nn.Parameter(image_start(backbone.image, 1, config.tokens, "uniform")[0])
         self.image_map = _kaiming(image)
         self.joined_map = _kaiming(image)
-        self.cluster = ContextCluster(image)
+        self.cluster = ContextCluster(image, config.cluster_width)
         self.mix = nn.Linear(image, 1)
         self.prior = nn.Linear(image, embed)
         self.prior_spread = nn.Linear(embed, embed)
@@ -168,11 +170,13 @@ class Cup(Method):
         """Prompts and square maps, two adapters, spreads, gates, and the cluster network.
 
         With widths W of the image tower, T of the text tower and E of the joint space: n (W + T) + 2 (W^2 + W) + (T^2 + T)
-        + (W + 1) + (W E + E) + 7 (E^2 + E) + 2 (E + 1), and 1,770,884 + 257 W for the cluster network.
+        + (W + 1) + (W E + E) + 7 (E^2 + E) + 2 (E + 1), and 1,770,884 + 257 W for the cluster network at its width of 128.
         """
         w, t, e = backbone.image.width, backbone.text.width, backbone.embed_dim
         maps = 2 * (w * w + w) + t * t + t + w + 1
-        return self._config().tokens * (w + t) + maps + (w + 1) * e + 7 * (e * e + e) + 2 * (e + 1) + cluster_scalars(w)
+        config = self._config()
+        heads = (w + 1) * e + 7 * (e * e + e) + 2 * (e + 1)
+        return config.tokens * (w + t) + maps + heads + cluster_scalars(w, config.cluster_width)
 
     def refuse(self, backbone: DualEncoder) -> str | None:
         """Also where the prompts leave no room for a caption."""

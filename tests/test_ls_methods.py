@@ -1,6 +1,7 @@
 """`benchmark ls methods`, and the sizes and first weights of every method, as built."""
 
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from typing import get_args
 import pytest
 import torch
 from cli_calls import call
+from rich.console import Console
 from support import ROOT
 
 from petlbench.harness import variants
-from petlbench.harness.describe import fields_of
+from petlbench.harness.cli.method_page import render_page
+from petlbench.harness.describe import description, fields_of
 from petlbench.methods import registry
 from petlbench.methods.backbones.random_models import random_clip, random_two_tower
 from petlbench.methods.backbones.registry import load_backbone
@@ -181,6 +184,16 @@ def test_a_name_shows_everything():
         assert heading in shown
     assert " ".join(loaded("lora").choices[0].split()) in shown
     assert "Published rows" in call("ls", "methods", "zero_shot").out
+
+
+def test_the_page_of_every_method_shows_its_presets(shapes):
+    for name in SOURCES:
+        out = io.StringIO()
+        cls = loaded(name)
+        row = description(cls, "petlbench", shapes[variants.REFERENCE])
+        render_page(row, fields_of(cls.Config), Console(file=out, width=200))
+        for preset in cls.presets:
+            assert f"  {preset}: " in out.getvalue(), name
 
 
 def test_an_unknown_name_is_a_mistake_and_an_empty_pattern_is_not():

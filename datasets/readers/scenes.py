@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -62,6 +63,7 @@ def read_scenes(options: Mapping[str, Any] | None = None) -> dict[str, Split]:
     }
 
 
+@lru_cache(maxsize=8)  # a worker runs many trials on one set, and composing it takes seconds
 def _split(world: World, seed: int, name: str, indices: range) -> Split:
     place = {label: k for k, label in enumerate(world.classes)}
     labels = [class_of(world, index) for index in indices]

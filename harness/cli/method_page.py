@@ -80,10 +80,10 @@ def render_page(row: dict[str, Any], fields: dict[str, dict[str, str]], console:
 def _presets(console: Console, presets: dict[str, Any], fields: dict[str, dict[str, str]]) -> None:
     from petlbench.methods.recipe import Recipe
 
-    usual = Recipe().model_dump(mode="json")
+    usual = _flat(Recipe().model_dump(mode="json"))
     for name, preset in presets.items():
         options = {f"method.{k}": v for k, v in preset["method"].items() if str(v) != fields[k]["default"]}
-        recipe = {f"train.{k}": v for k, v in _flat(preset["train"]).items() if v != _flat(usual)[k]}
+        recipe = {f"train.{k}": v for k, v in _flat(preset["train"]).items() if v != usual.get(k)}
         said = ", ".join(f"{key}={value}" for key, value in {**options, **recipe}.items())
         _say(console, f"  {name}: {said or 'the defaults'}")
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTHS = (128, 256)
+WIDTH = 128
+"""Of the first stage; the second has twice as much."""
 CENTRES = (4, 2)
 """Side of the grid of centres in every region, per stage."""
 FOLDS = (8, 4)
@@ -41,16 +42,18 @@ class ContextCluster(nn.Module):
 
     Args:
         out: Width D of the result.
+        width: Channels of the first stage; :data:`WIDTH` in CUP's code.
     """
 
-    def __init__(self, out: int):
+    def __init__(self, out: int, width: int = WIDTH):
         super().__init__()
+        widths = (width, 2 * width)
         self.reduce = nn.ModuleList(
-            [nn.Conv2d(5, WIDTHS[0], _STRIDE, _STRIDE), nn.Conv2d(WIDTHS[0], WIDTHS[1], 3, 2, padding=1)]
+            [nn.Conv2d(5, widths[0], _STRIDE, _STRIDE), nn.Conv2d(widths[0], widths[1], 3, 2, padding=1)]
         )
-        self.stages = nn.ModuleList([_Block(w, c, f) for w, c, f in zip(WIDTHS, CENTRES, FOLDS, strict=True)])
-        self.norm = nn.GroupNorm(1, WIDTHS[-1])
-        self.head = nn.Linear(WIDTHS[-1], out)
+        self.stages = nn.ModuleList([_Block(w, c, f) for w, c, f in zip(widths, CENTRES, FOLDS, strict=True)])
+        self.norm = nn.GroupNorm(1, widths[-1])
+        self.head = nn.Linear(widths[-1], out)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -104,7 +107,7 @@ class _Cluster(nn.Module):
         self.out = nn.Conv2d(inner, width, 1)
         self.alpha = nn.Parameter(torch.ones(1))
         self.beta = nn.Parameter(torch.zeros(1))
-        self.pool = nn.AdaptiveAvgPool2d(centres)
+        self.centres = centres
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, W, H, H) to the same shape."""
@@ -117,7 +120,7 @@ class _Cluster(nn.Module):
             return split.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
         points, values = regions(self.points(x)), regions(self.values(x))
-        centres, centre_values = self.pool(points).flatten(2), self.pool(values).flatten(2).transpose(1, 2)
+        centres, centre_values = self._pooled(points).flatten(2), self._pooled(values).flatten(2).transpose(1, 2)
         cosine = F.normalize(centres, dim=1).transpose(1, 2) @ F.normalize(points.flatten(2), dim=1)
         similarity = torch.sigmoid(self.beta + self.alpha * cosine)  # (regions, centres, points)
         chosen = torch.zeros_like(similarity).scatter_(1, similarity.argmax(1, keepdim=True), 1.0)
@@ -128,16 +131,25 @@ class _Cluster(nn.Module):
         out = out.reshape(batch * HEADS, rows, columns, HEAD_WIDTH, height // rows, width // columns)
         return self.out(out.permute(0, 3, 1, 4, 2, 5).reshape(batch, HEADS * HEAD_WIDTH, height, width))
 
+    def _pooled(self, region: Tensor) -> Tensor:
+        """(R, C, h, w) to the means around the centres, (R, C, centres, centres)."""
+        height, width, n = region.shape[-2], region.shape[-1], self.centres
+        if height % n or width % n:
+            return F.adaptive_avg_pool2d(region, n)
+        # The same where the cells are equal; the library's kernel takes ten times as long on regions of a few points.
+        return region.unflatten(-2, (n, height // n)).unflatten(-1, (n, width // n)).mean((-3, -1))
+
 
 def _divisor(side: int, wanted: int) -> int:
     """The largest number of regions per side, up to the wanted one, that divides the grid."""
     return max(n for n in range(1, min(side, wanted) + 1) if side % n == 0)
 
 
-def cluster_scalars(out: int) -> int:
+def cluster_scalars(out: int, first: int = WIDTH) -> int:
     """Number of scalars, by hand from CUP's numbers: reductions, two blocks, last norm and head."""
-    total = 5 * 16 * 128 + 128 + 128 * 9 * 256 + 256 + 2 * 256 + (256 + 1) * out
-    for width in (128, 256):
+    second = 2 * first
+    total = 5 * 16 * first + first + first * 9 * second + second + 2 * second + (second + 1) * out
+    for width in (first, second):
         total += 4 * width + 2 * (width * 128 + 128) + 128 * width + width + 2  # norms, clustering
         total += 16 * width * width + 9 * width + 2 * width  # MLP and scales
     return total
