@@ -226,9 +226,10 @@ def test_the_recipe_is_preset_then_common_then_the_methods_own(tmp_path):
 
 def test_methods_without_the_preset_are_left_out_and_a_misspelt_preset_is_an_error(tmp_path):
     mine = plugin(tmp_path, "{'matched': Preset(), 'paper': Preset(train={'epochs': 3})}")
-    made = plan(tmp_path, methods=["mine", "lora"], plugins=[mine], preset="paper", seeds=[0])
+    bare = plugin(tmp_path, "{'matched': Preset()}", name="Bare")
+    made = plan(tmp_path, methods=["mine", "bare"], plugins=[mine, bare], preset="paper", seeds=[0])
     assert [(p.trial.spec.method.name, p.trial.spec.train["epochs"]) for p in made.planned] == [("mine", 3)]
-    assert made.refused == [("lora/scenes/tiny-clip", "has no preset 'paper', only matched")]
+    assert made.refused == [("bare/scenes/tiny-clip", "has no preset 'paper', only matched")]
     refused("has a preset 'papre'; did you mean `paper`", tmp_path, methods=["mine"], plugins=[mine], preset="papre")
 
 
