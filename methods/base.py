@@ -139,7 +139,8 @@ class Method(ABC):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     variants: ClassVar[Mapping[str, Variant]] = {}
     presets: ClassVar[Mapping[str, Preset]] = {"matched": Preset()}
-    """``matched``: the common protocol. ``paper``: the published recipe, where one was published."""
+    """``matched``: the common protocol. ``paper``: the recipe behind the published retrieval rows or, where there are none,
+    that of the method's own paper. ``official``: where both exist, the method's own."""
     space: ClassVar[Mapping[str, Domain]] = {}
     published: ClassVar[tuple[Published, ...]] = ()
     kinds: ClassVar[tuple[str, ...]] = ("open_clip", "two_tower")
@@ -221,7 +222,14 @@ class Method(ABC):
         Raises:
             MethodError: The loss needs a second view, which cached features cannot give.
         """
-        image, text = self.embed(model, batch)
+        return self.compare(model, batch, *self.embed(model, batch))
+
+    def compare(self, model: nn.Module, batch: Batch, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+        """The terms of the chosen loss between (B, E) embeddings; a second view is computed here, where it is needed.
+
+        Raises:
+            MethodError: The loss needs a second view, which cached features cannot give.
+        """
         config, second = self.loss_config, None
         if config.needs_second_view:
             if batch.image_pooled is not None:

@@ -44,7 +44,7 @@ class BitFit(Method):
     Config = BitFitConfig
     identity_start = True
     choices = (
-        "No retrieval paper of the field has a BitFit row; preset `official` is the repository's GLUE script with the rate of "
+        "No retrieval paper of the field has a BitFit row; preset `paper` is the repository's GLUE script with the rate of "
         "its BERT example, without weight decay and warm-up, as there.",
         "The learning rate of `matched` is ours.",
         "Biases of joining projections are left alone; joining heads of unaligned towers are trained whole, as by every method.",
@@ -54,7 +54,7 @@ class BitFit(Method):
         "image": Variant({"towers": "image"}, 102_912, "vision tower"),
         "text": Variant({"towers": "text"}, 68_096, "text tower"),
     }
-    presets = {"matched": Preset(train={"lr": 1e-3}), "official": Preset(train=_GLUE)}
+    presets = {"matched": Preset(train={"lr": 1e-3}), "paper": Preset(train=_GLUE)}
     space = {
         "method.towers": Domain("choice", ("image", "text", "both")),
         "train.lr": Domain("loguniform", (1e-4, 1e-2)),

@@ -57,7 +57,7 @@ class ClipLora(Method):
     )
     choices = (
         "The method was made for few-shot classification; no retrieval paper of the field has a row for it.",
-        "Preset `official` keeps optimiser, rate, decay, batch, schedule and augmentation; its 500 steps per shot have no "
+        "Preset `paper` keeps optimiser, rate, decay, batch, schedule and augmentation; its 500 steps per shot have no "
         "counterpart, so the number of epochs is the common one, and its half-precision autocast is run in fp32.",
         "The learning rate of `matched` is ours.",
         "On towers with separate projections peft's rank-stabilised LoRA is used, which has the same scale.",
@@ -65,7 +65,7 @@ class ClipLora(Method):
     variants = {"official": Variant({}, 184_320, "the authors' defaults: rank 2 on q, k and v of 24 blocks")}
     presets = {
         "matched": Preset(train={"lr": 1e-3}),
-        "official": Preset(
+        "paper": Preset(
             train={
                 "optimizer": "adamw",
                 "lr": 2e-4,

@@ -53,14 +53,34 @@ class Ia3(Method):
     Config = Ia3Config
     identity_start = True
     choices = (
-        "No retrieval paper of the field has an (IA)3 row; the learning rate is ours.",
+        "No retrieval paper of the field has an (IA)3 row; the learning rate of `matched` is ours.",
+        "Preset `paper` is the few-shot language recipe of r-three/t-few (T0 with configs/ia3.json), the same for every task; "
+        "its pre-training of the factors is left out.",
+        "Adam without first moment stands in for that recipe's Adafactor, which keeps none and scales each step with the "
+        "size of the factors, which is about one.",
+        "Its 1,000 steps on a few dozen examples have no counterpart, so the number of epochs is the common one.",
         "No weight decay: it would pull the factors to zero, not to one, where they start.",
     )
     variants = {
         "paper": Variant({}, 92_160, "keys, values and hidden layer: 6 W per block"),
         "attention": Variant({"targets": "attention"}, 30_720, "keys and values alone: 2 W per block"),
     }
-    presets = {"matched": Preset(train={"lr": 1e-2, "weight_decay": 0.0})}
+    presets = {
+        "matched": Preset(train={"lr": 1e-2, "weight_decay": 0.0}),
+        "paper": Preset(
+            train={
+                "optimizer": "adam",
+                "lr": 3e-3,
+                "betas": (0.0, 0.999),
+                "weight_decay": 0.0,
+                "schedule": "linear",
+                "warmup": 0.06,
+                "clip_norm": 1.0,
+                "batch_size": 8,
+                "precision": "bf16",
+            }
+        ),
+    }
     space = {
         "method.targets": Domain("choice", ("attention", "mlp", "both")),
         "train.lr": Domain("loguniform", (1e-3, 3e-2)),

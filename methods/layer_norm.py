@@ -30,7 +30,9 @@ class LayerNormTuning(Method):
     Config = LayerNormConfig
     identity_start = True
     choices = (
-        "No retrieval paper of the field has this row; the learning rate is ours.",
+        "No retrieval paper of the field has this row; the learning rate of `matched` is ours.",
+        "Preset `paper` is the common protocol unchanged: neither code nor the training settings of the paper could be read, so "
+        "none of its numbers are the authors'.",
         "All norms of both towers are trained, those at the ends included; the paper's are those of a language model.",
     )
     variants = {
@@ -38,7 +40,7 @@ class LayerNormTuning(Method):
         "image": Variant({"towers": "image"}, 39_936, "vision tower"),
         "text": Variant({"towers": "text"}, 25_600, "text tower"),
     }
-    presets = {"matched": Preset(train={"lr": 1e-3})}
+    presets = {"matched": Preset(train={"lr": 1e-3}), "paper": Preset()}
     space = {
         "method.towers": Domain("choice", ("image", "text", "both")),
         "train.lr": Domain("loguniform", (1e-4, 1e-2)),

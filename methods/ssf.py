@@ -100,7 +100,7 @@ class Ssf(Method):
         "The authors tune vision towers for classification; no retrieval paper of the field has an SSF row. The text tower "
         "follows the same rule, with the word table in the place of the patch embedding.",
         "CLIP's norm before the first image block, which the authors' ViT lacks, gets a scale and shift like every norm.",
-        "Preset `official` takes the authors' CIFAR-100 recipe without its moving average of the weights and without its "
+        "Preset `paper` takes the authors' CIFAR-100 recipe without its moving average of the weights and without its "
         "augmentation.",
         "The learning rate of `matched` is ours.",
     )
@@ -111,7 +111,7 @@ class Ssf(Method):
     }
     presets = {
         "matched": Preset(train={"lr": 1e-3}),
-        "official": Preset(
+        "paper": Preset(
             train={
                 "optimizer": "adamw",
                 "lr": 1e-3,

@@ -89,7 +89,10 @@ class Vera(Method):
     Config = VeraConfig
     identity_start = True
     choices = (
-        "No retrieval paper of the field has a VeRA row; rank 256 on q and v and the learning rate are ours.",
+        "No retrieval paper of the field has a VeRA row; the learning rate of `matched` is ours.",
+        "Preset `paper` is the authors' ViT-B on RESISC45, scenes from above (sec. 4.4 and Table 11 of the paper; no code was "
+        "found): rank 256 on q and v, in both towers. The rate of their class head goes to new joining heads.",
+        "The paper states neither batch, warm-up, gradient clipping nor augmentation for it; these are the common protocol's.",
         "One pair of frozen matrices serves both towers, cut to each layer's size, as peft does within a model.",
         "The frozen matrices are drawn from the run's seed, so that seeds cover them too; peft fixes a key.",
     )
@@ -97,7 +100,20 @@ class Vera(Method):
         "r256_qv": Variant({}, 43_008, "W + r per projection, two projections in 24 blocks"),
         "r256_qkvo": Variant({"projections": "qkvo"}, 86_016, "W + r per projection, four projections in 24 blocks"),
     }
-    presets = {"matched": Preset(train={"lr": 5e-3})}
+    presets = {
+        "matched": Preset(train={"lr": 5e-3}),
+        "paper": Preset(
+            method={"rank": 256, "d_initial": 0.1, "projections": "qv"},
+            train={
+                "optimizer": "adamw",
+                "lr": 7e-2,
+                "new_lr": 5e-3,
+                "weight_decay": 0.01,
+                "schedule": "linear",
+                "epochs": 10,
+            },
+        ),
+    }
     space = {"method.rank": Domain("choice", (64, 128, 256, 512)), "train.lr": Domain("loguniform", (1e-3, 3e-2))}
 
     _key: int | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from petlbench.methods.backbones.base import DualEncoder
-from petlbench.methods.base import PE_RSITR, Method, Published, Variant
+from petlbench.methods.base import PE_RSITR, Method, Preset, Published, Variant
 
 
 class ZeroShot(Method):
@@ -20,6 +20,7 @@ class ZeroShot(Method):
     family = "baseline"
     choices = ("Captions are encoded as they are, without a prompt template.",)
     variants = {"all": Variant({}, 0, "nothing is trained")}
+    presets = {"matched": Preset(), "paper": Preset()}
     trains = False
     needs_alignment = True
     identity_start = True

@@ -17,6 +17,7 @@ from torch import nn
 from petlbench.harness import audit
 from petlbench.harness.contract_data import fake_batch
 from petlbench.methods.backbones.random_models import random_clip, random_two_tower
+from petlbench.methods.backbones.shapes import shape_only
 from petlbench.methods.base import MethodError
 from petlbench.methods.clip_lora import ClipLora, ClipLoraConfig
 from petlbench.methods.dora import Dora, DoraConfig
@@ -450,3 +451,14 @@ def test_ia3_scales_keys_values_and_hidden_layers():
         "attention.self.value.ia3_l.default",
         "output.dense.ia3_l.default",
     }
+
+
+@pytest.mark.parametrize(("cls", "config", "printed"), [(Lora, LoraConfig, 294_912), (Vera, VeraConfig, 24_576)])
+def test_published_forms_have_their_printed_size_on_a_vit_b(cls, config, printed):
+    # Kopiczko et al. 2024, Table 5: 294.9K for LoRA and 24.6K for VeRA on q and v of a ViT-B, heads not counted
+    form = config.model_validate({**cls.presets["paper"].method, "towers": "image"})
+    assert cls(form).expected_trainable(shape_only("ViT-B-32")) == printed
+
+
+def test_paper_preset_of_dora_scales_by_one():
+    assert Dora.presets["paper"].method["alpha"] == Dora.presets["paper"].method["rank"]  # the code's lora_s

@@ -10,6 +10,7 @@ from golden.fill import filled, inputs
 from support import ROOT
 from torch import nn
 
+from petlbench.datasets.augment import augment
 from petlbench.harness import audit
 from petlbench.harness.contract_data import fake_batch
 from petlbench.methods.backbones.base import Provenance
@@ -21,6 +22,7 @@ from petlbench.methods.bitfit import BitFit, BitFitConfig
 from petlbench.methods.layer_norm import LayerNormConfig, LayerNormTuning
 from petlbench.methods.official import OfficialError, OfficialState, load_official
 from petlbench.methods.partial import Partial, PartialConfig
+from petlbench.methods.recipe import Recipe
 from petlbench.methods.ssf import Ssf, SsfConfig
 from petlbench.methods.zero_shot import ZeroShot
 
@@ -234,3 +236,12 @@ def test_ssf_without_deviation_is_the_untouched_backbone():
         batch = fake_batch(backbone)
         before = embed(ZeroShot(), backbone, batch)
         assert torch.allclose(embed(method, built(method, backbone), batch), before, atol=1e-5)
+
+
+def test_paper_preset_of_partial_crops_224_of_256_pixels():
+    config = Recipe.model_validate(dict(Partial.presets["paper"].train)).augmentation
+    ramp = torch.arange(224, dtype=torch.uint8).expand(8, 3, 224, 224)
+    for pictures in (ramp, ramp.mT):
+        seen = augment(pictures, config, torch.Generator().manual_seed(0)).flatten(1).int()
+        side = seen.amax(1) - seen.amin(1) + 1
+        assert ((side - 196).abs() <= 1).all()  # 224 / 256 of each side, wherever the crop lies
