@@ -36,7 +36,11 @@ def test_without_file_and_options_every_default_holds():
 def test_the_embedded_experiment_asks_for_all_methods_and_three_seeds_without_data_or_network():
     embedded = load_experiment(EMBEDDED)
     assert embedded.methods == ["all-methods"] and len(set(embedded.seeds)) == 3
-    assert embedded.datasets == ["scenes"] and embedded.backbones == ["tiny-clip"] and embedded.dataset.keys() == {"scenes"}
+    assert (
+        embedded.datasets == ["scenes"]
+        and embedded.backbones == ["tiny-clip"]
+        and embedded.dataset.keys() == {"scenes"}
+    )
 
 
 def test_file_options_and_assignments_mean_the_same(tmp_path):
