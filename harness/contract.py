@@ -13,20 +13,21 @@ from pydantic import BaseModel, ValidationError
 from petlbench.harness.contract_outcome import Check, ContractError, NotApplicable, attempt
 from petlbench.harness.contract_runs import BackboneRun
 from petlbench.methods.backbones.base import DualEncoder
-from petlbench.methods.backbones.random_models import random_clip, random_two_tower
+from petlbench.methods.backbones.random_models import random_clip, random_swin_bert, random_two_tower
 from petlbench.methods.base import Domain, Family, Method, MethodConfig
 from petlbench.methods.recipe import Recipe
 
 BACKBONES: Mapping[str, Callable[..., DualEncoder]] = {
     "random-clip": random_clip,
     "random-two-tower": random_two_tower,
+    "random-swin-bert": random_swin_bert,
 }
-"""Untrained stand-ins for the two kinds of backbone, by the name that a report shows."""
+"""Untrained stand-ins for the kinds of backbone, by the name that a report shows."""
 
 FORBIDDEN_IMPORTS = ("ray", "deepspeed")
 """What only the harness may import: a method must be usable, and testable, without a cluster."""
 
-_KINDS = ("open_clip", "two_tower")
+_KINDS = ("open_clip", "two_tower", "swin_bert")
 
 
 def check_method(cls: type[Method], *, seed: int = 0) -> list[Check]:
@@ -203,6 +204,7 @@ def _refusal(cls: type[Method], seed: int) -> str:
         "an aligned open_clip backbone": random_clip(seed),
         "an open_clip backbone whose towers were never trained together": random_clip(seed, aligned=False),
         "an unaligned two_tower backbone": random_two_tower(seed),
+        "an unaligned swin_bert backbone": random_swin_bert(seed),
     }
     refused = []
     for what, backbone in variants.items():

@@ -91,13 +91,14 @@ def training_batches(
     epoch: int,
     device: torch.device,
     pooled: Pooled | None = None,
+    side: Tensor | None = None,
 ) -> Iterator[Batch]:
     """The batches of one epoch on ``device``; the next one is gathered while the current one is trained on."""
     order = epoch_order(data.split, recipe.sampling, recipe.batch_size, seed, epoch)
     generator = torch.Generator(device=device).manual_seed(seed * 1_000_003 + epoch)
 
     def collect(rows: NDArray[np.int64]) -> Batch:
-        return make_batch(data, backbone, rows, recipe, device, generator, pooled)
+        return make_batch(data, backbone, rows, recipe, device, generator, pooled, side)
 
     if device.type == "cpu":  # a second thread would only compete for the cores that train
         yield from map(collect, order)
@@ -118,8 +119,12 @@ def make_batch(
     device: torch.device,
     generator: torch.Generator | None = None,
     pooled: Pooled | None = None,
+    side: Tensor | None = None,
 ) -> Batch:
-    """Gather the pairs of the given captions; pictures travel as uint8 and are augmented and normalised on the device."""
+    """Gather the pairs of the given captions; pictures travel as uint8 and are augmented and normalised on the device.
+
+    ``pooled`` and ``side`` are kept outputs of frozen towers and of a frozen side network, one row per picture of the split.
+    """
     split = data.split
     owner, text = split.owner[rows], split.text_ids[rows]
     batch = Batch(
@@ -128,6 +133,7 @@ def make_batch(
         image_ids=torch.from_numpy(owner).to(device),
         text_ids=torch.from_numpy(text).to(device),
         labels=None if split.labels is None else torch.from_numpy(split.labels[owner]).to(device),
+        image_side=None if side is None else side[torch.from_numpy(owner)].to(device),
     )
     if pooled is not None:
         return replace(

@@ -32,18 +32,23 @@ def inference(model: nn.Module, precision: str, device: torch.device) -> Iterato
 def over_images(
     data: SplitData,
     backbone: DualEncoder,
-    encode: Callable[[Tensor], Tensor],
+    encode: Callable[..., Tensor],
     device: torch.device,
     batch: int = EVAL_BATCH,
+    side: Tensor | None = None,
 ) -> Tensor:
-    """(N, D) fp32 outputs of ``encode`` for every picture of the split, on ``device``."""
+    """(N, D) fp32 outputs of ``encode`` for every picture of the split, on ``device``.
+
+    With ``side``, (N, S) kept outputs of a frozen side network, ``encode`` gets their rows as its second argument.
+    """
     from petlbench.harness.data import normalised
 
     total = len(data.split.images)
     parts = []
     for start in range(0, total, batch):
         raw = data.images.gather(range(start, min(start + batch, total))).to(device)
-        parts.append(encode(normalised(raw, backbone)).float())
+        beside = () if side is None else (side[start : start + batch].to(device),)
+        parts.append(encode(normalised(raw, backbone), *beside).float())
     return torch.cat(parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from petlbench.harness import metrics
 from petlbench.harness.data import SplitData
@@ -27,14 +27,28 @@ def evaluate(
     precision: str,
     device: torch.device,
     pooled: Pooled | None = None,
+    side: Tensor | None = None,
 ) -> Ranks:
-    """Exact ranks in both directions; embeddings under the trial's precision, similarities in fp32."""
+    """Exact ranks in both directions; embeddings under the trial's precision, similarities in fp32.
+
+    Args:
+        method: Gives the encoders.
+        model: What its ``build`` returned.
+        backbone: Gives normalisation and trimming.
+        data: The split.
+        precision: Of the trial.
+        device: Where the model lies.
+        pooled: Kept outputs of frozen towers, for head-only methods.
+        side: (N, S) kept outputs of a frozen side network, one row per picture.
+    """
     with inference(model, precision, device):
         if pooled is not None:
             image = method.head_image(model, pooled.image.to(device)).float()
             text = method.head_text(model, pooled.text.to(device)).float()
         else:
-            image = over_images(data, backbone, lambda x: method.encode_image(model, x), device)
+            image = over_images(
+                data, backbone, lambda x, beside=None: method.encode_image_beside(model, x, beside), device, side=side
+            )
             text = over_texts(data, backbone, lambda t: method.encode_text(model, t), device)
     return rank_all(image, text, data.split.owner, data.split.text_ids)
 

@@ -7,17 +7,19 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from petlbench.datasets.cache import cache_folder
 from petlbench.harness.encode import inference, over_images, over_texts
 from petlbench.methods.backbones.base import DualEncoder
+from petlbench.methods.base import Method
 
 if TYPE_CHECKING:
     from petlbench.harness.data import SplitData
@@ -69,6 +71,25 @@ def pooled_features(data: SplitData, backbone: DualEncoder, precision: str, devi
             return pooled
     tensors = load_file(path)
     return Pooled(tensors["image"], tensors["text"])
+
+
+def side_features(
+    data: SplitData, method: Method, model: nn.Module, backbone: DualEncoder, precision: str, device: torch.device
+) -> Tensor | None:
+    """(N, S) output of a method's frozen side network for every picture, on the CPU; None where it has none.
+
+    Kept for the trial only: a random side network differs with the seed.
+    """
+    from petlbench.harness.data import normalised
+
+    if type(method).side_features is Method.side_features:
+        return None
+    encode: Any = partial(method.side_features, model)
+    with inference(model, precision, device):
+        first = normalised(data.images.gather(range(1)).to(device), backbone)
+        if encode(first) is None:  # the form at hand trains the side network, or has none
+            return None
+        return over_images(data, backbone, encode, device).cpu()
 
 
 def _compute(data: SplitData, backbone: DualEncoder, precision: str, device: torch.device) -> Pooled:

@@ -33,6 +33,9 @@ class Study:
     select: SplitData
     train_pooled: Pooled | None = None
     select_pooled: Pooled | None = None
+    train_side: Tensor | None = None
+    """(N, S) kept outputs of a frozen side network, where no augmentation changes the pictures."""
+    select_side: Tensor | None = None
 
 
 def fit(
@@ -93,7 +96,8 @@ def fit(
             progress.peak_reserved = max(progress.peak_reserved, reserved)
             if epoch % spec.protocol.validate_every == 0 or epoch == recipe.epochs:
                 started = time.perf_counter()
-                ranks = evaluate(method, model, backbone, study.select, recipe.precision, device, study.select_pooled)
+                kept = study.select_pooled, study.select_side
+                ranks = evaluate(method, model, backbone, study.select, recipe.precision, device, *kept)
                 progress.eval_s += time.perf_counter() - started
                 line["val_mR"] = metrics.recalls(ranks, MAIN_RULE)["mR"]
                 better = progress.best_mR is None or line["val_mR"] > progress.best_mR
@@ -132,7 +136,8 @@ def _train_epoch(
     sums: dict[str, float] = {}
     steps = 0
     lr = engine.lr()
-    for batch in training_batches(study.train, backbone, recipe, spec.seed, epoch, device, study.train_pooled):
+    kept = study.train_pooled, study.train_side
+    for batch in training_batches(study.train, backbone, recipe, spec.seed, epoch, device, *kept):
         lr = engine.lr()
         for name, value in engine.step(batch).items():
             sums[name] = sums.get(name, 0.0) + value

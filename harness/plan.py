@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 WEIGHT_OPTIONS = ("weights", "text_weights")
 """Backbone options that may name local files; their content, not their path, enters the spec."""
 
+HASHED = "sha256:"
+"""Begins the value of an option that stands for a file by its content."""
+
+METHOD_FILES = ("prior_weights",)
+"""Likewise the options of a method that may name the weights of a frozen network beside the backbone."""
+
 PATH_OPTIONS = ("annotations", "image_dir", "val_images")
 """Data set options that may name files outside the set's folder."""
 
@@ -108,6 +114,7 @@ def make_plan(
                     refused.append((f"{name}/{card.name}/{info.name}", reason))
                     continue
                 config, recipe = settings[name]
+                config, files = _by_content(config, METHOD_FILES)
                 # A method that trains nothing gives the same numbers for every seed.
                 for seed in experiment.seeds if cls.trains else experiment.seeds[:1]:
                     spec = TrialSpec(
@@ -126,6 +133,7 @@ def make_plan(
                         dataset_paths=local,
                         dataset_card=_absolute(dataset) if dataset.endswith((".yaml", ".yml")) else dataset,
                         weights=weights,
+                        method_files=files,
                         plugins=plugins,
                         command=command or [],
                     )
@@ -192,15 +200,20 @@ def _backbone(name: str, experiment: Experiment) -> tuple[BackboneInfo, Named, d
         if name not in experiment.backbone:
             raise
         raise ExperimentError(f"{experiment.place('backbone', name)}: {error}") from error
-    resolved = dict(info.options)
-    weights: dict[str, str] = {}
-    for key in WEIGHT_OPTIONS:
+    resolved, weights = _by_content(info.options, WEIGHT_OPTIONS)
+    return info, Named(name=name, options=resolved), weights
+
+
+def _by_content(options: Mapping[str, Any], keys: Collection[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Options with the hash of each local file in place of its path, and the paths."""
+    resolved, files = dict(options), {}
+    for key in keys:
         given = resolved.get(key)
         path = Path(str(given)).expanduser() if given else None
         if path is not None and path.exists():
-            weights[key] = str(path.absolute())
-            resolved[key] = f"sha256:{content_sha256(path)}"
-    return info, Named(name=name, options=resolved), weights
+            files[key] = str(path.absolute())
+            resolved[key] = f"{HASHED}{content_sha256(path)}"
+    return resolved, files
 
 
 def content_sha256(path: Path) -> str:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from petlbench.datasets.registry import load_card
 from petlbench.harness.adapters import About
 from petlbench.harness.experiment import EMBEDDED, ExperimentError, load_experiment, parse_assignment
-from petlbench.harness.plan import PATH_OPTIONS, WEIGHT_OPTIONS, content_sha256, make_plan
+from petlbench.harness.plan import HASHED, METHOD_FILES, PATH_OPTIONS, WEIGHT_OPTIONS, content_sha256, make_plan
 from petlbench.harness.provenance import command_line
 from petlbench.harness.record import Record, RecordError
 from petlbench.harness.spec import Paths, Trial, TrialSpec
@@ -25,7 +25,6 @@ from petlbench.methods.backbones.weights_io import find_weights
 from petlbench.methods.base import MethodError
 from petlbench.methods.recipe import Recipe
 
-_HASHED = "sha256:"
 RELEASED_PRESETS = ("official", "paper", "matched")
 """Presets in the order in which they are likely to be the form that authors released weights of."""
 
@@ -38,12 +37,14 @@ class Places:
         card: Path of the data set's card where it is not one of ours.
         dataset: ``root`` and options of the reader that are paths, by data set.
         backbone: Weight files by option, by backbone.
+        method: Likewise, by method.
         plugins: Method files.
     """
 
     card: str | None = None
     dataset: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     backbone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    method: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
 
     @classmethod
@@ -56,14 +57,16 @@ class Places:
         for assignment in sets:
             key, _ = parse_assignment(assignment, "dataset.ucm.root=DIR")
             section, _, rest = key.partition(".")
-            allowed = {"dataset": ("root", *PATH_OPTIONS), "backbone": WEIGHT_OPTIONS}.get(section, ())
+            places = {"dataset": ("root", *PATH_OPTIONS), "backbone": WEIGHT_OPTIONS, "method": METHOD_FILES}
+            allowed = places.get(section, ())
             if rest.rpartition(".")[2] not in allowed:
                 raise ExperimentError(
                     f"--set {assignment}: the record fixes everything but the places of files: dataset.NAME."
-                    f"{{{','.join(('root', *PATH_OPTIONS))}}} and backbone.NAME.{{{','.join(WEIGHT_OPTIONS)}}}"
+                    f"{{{','.join(('root', *PATH_OPTIONS))}}}, backbone.NAME.{{{','.join(WEIGHT_OPTIONS)}}} and method.NAME."
+                    f"{','.join(METHOD_FILES)}"
                 )
         given = load_experiment(None, sets)
-        return cls(card, given.dataset, given.backbone, plugins)
+        return cls(card, given.dataset, given.backbone, given.method, plugins)
 
 
 def trial_of(record: Record, path: Path, places: Places) -> Trial:
@@ -82,6 +85,7 @@ def trial_of(record: Record, path: Path, places: Places) -> Trial:
     spec = _readable(record, path, places)
     _known(places.dataset, spec.dataset.name, "dataset")
     _known(places.backbone, spec.backbone.name, "backbone")
+    _known(places.method, spec.method.name, "method")
     card = places.card or spec.dataset.name
     if (name := load_card(card).name) != spec.dataset.name:
         raise ExperimentError(f"--dataset {card} is the card of {name}; the record {path} is of {spec.dataset.name}")
@@ -96,6 +100,7 @@ def trial_of(record: Record, path: Path, places: Places) -> Trial:
             dataset_paths={key: _absolute(value) for key, value in given.items()},
             dataset_card=card,
             weights=_weights(record, path, spec, places.backbone.get(spec.backbone.name, {})),
+            method_files=_method_files(path, spec, places.method.get(spec.method.name, {})),
             plugins=list(places.plugins),
             threads=record.cost.threads if record.cost else 1,
         ),
@@ -183,7 +188,7 @@ def _weights(record: Record, path: Path, spec: TrialSpec, given: Mapping[str, An
     name, options = spec.backbone.name, spec.backbone.options
     found: dict[str, str] = {}
     for key, value in options.items():
-        if key not in WEIGHT_OPTIONS or not str(value).startswith(_HASHED):
+        if key not in WEIGHT_OPTIONS or not str(value).startswith(HASHED):
             continue
         place = _place(record, name, options, key, given.get(key))
         if place is None:
@@ -191,20 +196,40 @@ def _weights(record: Record, path: Path, spec: TrialSpec, given: Mapping[str, An
                 f"{path}: backbone {name} needs the file with {value} (called "
                 f"{(record.backbone or {}).get('source', 'unknown')} then); give it with --set backbone.{name}.{key}=FILE"
             )
-        if (has := content_sha256(place)) != str(value).removeprefix(_HASHED):
-            raise BackboneError(
-                f"{path}: {place} has sha256 {has[:12]}, the record was made with {str(value).removeprefix(_HASHED)[:12]}; "
-                f"give that file with --set backbone.{name}.{key}=FILE"
-            )
+        _same_content(path, place, str(value), f"backbone.{name}.{key}")
         found[key] = str(place.absolute())
     return found
+
+
+def _method_files(path: Path, spec: TrialSpec, given: Mapping[str, Any]) -> dict[str, str]:
+    """A local file for each option of the method that the spec names by hash."""
+    found: dict[str, str] = {}
+    for key in METHOD_FILES:
+        value, where = str(spec.method.options.get(key, "")), f"method.{spec.method.name}.{key}"
+        if value.startswith(HASHED):
+            if given.get(key) is None:
+                raise BackboneError(
+                    f"{path}: {spec.method.name} needs the file with {value}; give it with --set {where}=FILE"
+                )
+            place = find_weights(str(given[key]))
+            _same_content(path, place, value, where)
+            found[key] = str(place.absolute())
+    return found
+
+
+def _same_content(path: Path, place: Path, value: str, where: str) -> None:
+    if (has := content_sha256(place)) != value.removeprefix(HASHED):
+        raise BackboneError(
+            f"{path}: {place} has sha256 {has[:12]}, the record was made with {value.removeprefix(HASHED)[:12]}; give that "
+            f"file with --set {where}=FILE"
+        )
 
 
 def _place(record: Record, name: str, options: Mapping[str, Any], key: str, given: Any) -> Path | None:
     """What was given; else the backbone's own default; else a file of the recorded name among the known weights."""
     if given is not None:
         return find_weights(str(given))
-    plain = {k: v for k, v in options.items() if not (k in WEIGHT_OPTIONS and str(v).startswith(_HASHED))}
+    plain = {k: v for k, v in options.items() if not (k in WEIGHT_OPTIONS and str(v).startswith(HASHED))}
     for look in (
         lambda: Path(str(describe_backbone(name, **plain).options[key])),
         lambda: find_weights(str((record.backbone or {})["source"])),

@@ -74,6 +74,8 @@ class Paths(_Part):
     """Name of a card, or the path of a user's own."""
     weights: dict[str, str] = Field(default_factory=dict)
     """Backbone option to local weight file or folder."""
+    method_files: dict[str, str] = Field(default_factory=dict)
+    """Method option to local weight file."""
     plugins: list[str] = Field(default_factory=list)
     threads: int = 1
     concurrent_trials: int = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from petlbench.harness.device import (
     tune_process,
 )
 from petlbench.harness.evaluate import evaluate, metrics_part
-from petlbench.harness.features import pooled_features
+from petlbench.harness.features import pooled_features, side_features
 from petlbench.harness.fit import Study, fit
 from petlbench.harness.metrics import Ranks
 from petlbench.harness.provenance import now, provenance
@@ -137,7 +137,8 @@ def _run(
 
     began = time.perf_counter()
     if parts.cached and method.trains:
-        study = Study(train, select, *(pooled_features(s, backbone, recipe.precision, device) for s in (train, select)))
+        pooled = [pooled_features(s, backbone, recipe.precision, device) for s in (train, select)]
+        study = Study(train, select, train_pooled=pooled[0], select_pooled=pooled[1])
     else:
         study = Study(train, select)
     cache_s = time.perf_counter() - began
@@ -155,6 +156,14 @@ def _run(
         audit.check_gradients(method, model, set(trainable), probe) if method.trains else "nothing is trained"
     )
     frozen = audit.frozen_hash(model, set(trainable))
+
+    # What a frozen side network says of a picture is computed once, where no augmentation changes the picture.
+    if method.trains and recipe.epochs and not parts.cached:
+        began = time.perf_counter()
+        whose = method, model, backbone, recipe.precision, device
+        train_side = side_features(train, *whose) if recipe.augmentation.is_identity else None
+        study = replace(study, train_side=train_side, select_side=side_features(select, *whose))
+        cache_s += time.perf_counter() - began
 
     # Train, select on validation.
     reset_peak_memory(device)
@@ -214,7 +223,7 @@ def _run(
             device=device_name(device),
             threads=trial.paths.threads,
             concurrent_trials=trial.paths.concurrent_trials,
-            cached_features=parts.cached,
+            cached_features=parts.cached or study.train_side is not None,
             cache_s=cache_s,
         ),
         curve=[EpochPart(**line) for line in progress.curve],
@@ -248,7 +257,8 @@ def assemble(trial: Trial) -> Parts:
     sources = registry.discover(paths.plugins)
     cls = registry.load(sources[spec.method.name])
     recipe = Recipe.model_validate(spec.train)
-    method = cls(cls.Config.model_validate(spec.method.options), LossConfig.model_validate(recipe.loss))
+    options = {**spec.method.options, **paths.method_files}
+    method = cls(cls.Config.model_validate(options), LossConfig.model_validate(recipe.loss))
     if reason := method.refuse(backbone):
         raise MethodError(f"method {method.name} on {backbone.name}: {reason}")
     return Parts(card, splits, backbone, method, recipe, sources[spec.method.name].origin)

@@ -99,6 +99,7 @@ class Batch:
         labels: (B,) int64 scene classes, -1 unknown, or None.
         image_pooled: (B, P_image) cached pooled outputs of a frozen image tower (head-only methods).
         text_pooled: (B, P_text) likewise.
+        image_side: (B, D) cached output of a frozen side network (:meth:`Method.side_features`).
     """
 
     images: Tensor | None
@@ -108,6 +109,7 @@ class Batch:
     labels: Tensor | None = None
     image_pooled: Tensor | None = None
     text_pooled: Tensor | None = None
+    image_side: Tensor | None = None
 
     def __len__(self) -> int:
         return self.image_ids.shape[0]
@@ -209,12 +211,24 @@ class Method(ABC):
         """Tokens to (B, E) embeddings, not necessarily L2-normalised."""
         return self.head_text(model, self._dual(model).text.pooled(tokens))
 
+    def side_features(self, model: nn.Module, images: Tensor) -> Tensor | None:
+        """(B, D) output of a frozen network beside the towers; None where there is none.
+
+        It depends on the pictures alone, so the harness computes it once per picture where no augmentation changes them.
+        """
+        return None
+
+    def encode_image_beside(self, model: nn.Module, images: Tensor, side: Tensor | None) -> Tensor:
+        """:meth:`encode_image` with what :meth:`side_features` gave for these pictures, where that was kept."""
+        return self.encode_image(model, images)
+
     def embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both embeddings of a batch, from cached pooled features where the batch carries them."""
         if batch.image_pooled is not None and batch.text_pooled is not None:
             return self.head_image(model, batch.image_pooled), self.head_text(model, batch.text_pooled)
         assert batch.images is not None and batch.tokens is not None
-        return self.encode_image(model, batch.images), self.encode_text(model, batch.tokens)
+        image = self.encode_image_beside(model, batch.images, batch.image_side)
+        return image, self.encode_text(model, batch.tokens)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses; the harness minimises their sum.

@@ -10,6 +10,8 @@ from petlbench.methods.backbones.base import DualEncoder
 from petlbench.methods.base import PE_RSITR, Domain, Method, Preset, Published, Variant
 from petlbench.methods.recipe import PE_RSITR_TRAIN
 
+_VSE2 = "Pan et al., PIR, ACM MM 2023, Tab. 1: VSE2 (CL), Swin-T and BERT-base on the 80/20 split"
+
 
 class FullFinetune(Method):
     """All weights of both towers, the projections and the temperature."""
@@ -19,6 +21,7 @@ class FullFinetune(Method):
     code = "openai/CLIP"
     licence = "MIT"
     family = "baseline"
+    kinds = ("open_clip", "two_tower", "swin_bert")
     identity_start = True
     choices = (
         "No paper of the field states the learning rate of its full fine-tuning row; preset `paper` keeps PE-RSITR's recipe but "
@@ -36,6 +39,8 @@ class FullFinetune(Method):
         Published("rsicd", PE_RSITR.format("I"), (13.54, 30.83, 43.46, 11.55, 33.14, 49.83), "151M", "unknown"),
         Published("rsitmd", PE_RSITR.format("II"), (24.16, 47.12, 61.28, 20.40, 50.53, 68.54), "151M", "unknown"),
         Published("ucm", PE_RSITR.format("III"), (17.14, 55.24, 79.52, 13.90, 56.95, 91.81), "151M", "unknown"),
+        Published("rsicd", _VSE2, (10.52, 25.07, 36.78, 6.11, 23.64, 38.28), "137M", "test"),
+        Published("rsitmd", _VSE2, (16.15, 40.04, 53.10, 10.75, 38.98, 60.18), "137M", "test"),
     )
 
     def build(self, backbone: DualEncoder) -> nn.Module:

@@ -157,6 +157,53 @@ def adaptive_triplet(similarity: Tensor, margin: float, gamma: float, ignore: Te
     return torch.stack([(-torch.expm1(-c)).pow(gamma).mul(c).sum() for c in (by_row, by_column)]).sum() / 2
 
 
+def affiliation(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    labels: Tensor,
+    *,
+    transposed: bool = False,
+) -> Tensor:
+    """Pull every embedding to the centre of its class in the other modality (PIR, Pan et al. 2023).
+
+    Sample i is to be told by the centre of its class among those of all samples. Columns of one class are equal, so the
+    least value is the mean log of the class sizes, not 0; where all labels differ it is InfoNCE. Centres are means over
+    the batch, neither normalised again nor detached, as in the authors' code.
+
+    Args:
+        image: (B, E) embeddings, normalised here.
+        text: (B, E) embeddings, normalised here.
+        scale: Scalar inverse temperature.
+        labels: (B,) int64 classes; samples with a negative label take no part.
+        transposed: As the authors' code has it: the text term classifies image centres over texts, not texts over image
+            centres.
+
+    Returns:
+        Scalar; 0, with zero gradients, where no label is known.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        image, text, scale = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1), scale.float()
+        known = labels >= 0
+        both = known[:, None] & known
+        same = (_equal(labels) & both).float()
+        weight = same / same.sum(1, keepdim=True).clamp_min(1)
+        by_image = scale * image @ (weight @ text).T
+        by_text = scale * text @ (weight @ image).T
+        if transposed:
+            by_text = by_text.T
+        left_out = ~(both | _diagonal(by_image))  # the diagonal keeps the rows of unknown classes finite
+        total = torch.stack(
+            [-F.log_softmax(m.masked_fill(left_out, float("-inf")), 1).diagonal() for m in (by_image, by_text)]
+        )
+        return (total * known).sum() / (2 * known.sum().clamp_min(1))
+
+
+def own_classes(labels: Tensor, image_ids: Tensor) -> Tensor:
+    """(B,) labels in which each picture without a class is a class of its own, as PIR's annotations have it."""
+    return torch.where(labels < 0, labels.max().clamp_min(-1) + 1 + image_ids, labels)
+
+
 def _costs(similarity: Tensor, margin: float, ignore: Tensor | None) -> tuple[Tensor, Tensor]:
     """(B, B) hinge costs against the positive of the row, and of the column; 0 on the diagonal."""
     skip = _diagonal(similarity)

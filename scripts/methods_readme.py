@@ -24,7 +24,7 @@ COSTS = ROOT / "results" / "step_cost.json"
 FILES = {"README.md": "short", "methods/README.md": "long"}
 START = "<!-- methods: written by scripts/methods_readme.py -->"
 END = "<!-- end of methods -->"
-KINDS = {"open_clip": "CLIP", "two_tower": "two-tower"}
+KINDS = {"open_clip": "CLIP", "two_tower": "two-tower", "swin_bert": "Swin-BERT"}
 FAMILIES: tuple[Family, ...] = ("baseline", "head", "selective", "reparameterisation", "prompt", "adapter")
 
 

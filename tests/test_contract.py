@@ -38,7 +38,7 @@ def test_builtin_methods_keep_the_contract(name):
     assert not [c for c in checks if c.outcome == "failed"]
     # and the promises were really looked at, on every kind that the method declares
     kept = {(c.name, c.subject) for c in checks if c.outcome == "ok"}
-    subjects = {"open_clip": "random-clip", "two_tower": "random-two-tower"}
+    subjects = {"open_clip": "random-clip", "two_tower": "random-two-tower", "swin_bert": "random-swin-bert"}
     for kind in cls.kinds:
         if kind == "two_tower" and cls.needs_alignment:
             continue

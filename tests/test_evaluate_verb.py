@@ -233,6 +233,28 @@ def test_options_of_methods_do_not_go_with_records(results, options):
 # Stored adapters without a record
 
 
+def test_weights_beside_the_backbone_are_found_by_their_content(tmp_path):
+    from torchvision.models import resnet18
+
+    prior, other = tmp_path / "prior.pth", tmp_path / "other.pth"
+    for path, seed in ((prior, 0), (other, 1)):
+        torch.manual_seed(seed)
+        torch.save(resnet18().state_dict(), path)
+    settings = (
+        f"method.pir_petl.prior_weights={prior}",
+        "method.pir_petl.prior=resnet18",
+        "method.pir_petl.bottleneck=32",
+    )
+    results = tmp_path / "results"
+    run_trial(small_trial(results, "train.epochs=1", *settings, method="pir_petl"))
+    record = record_of(results, "pir_petl")
+    assert str(tmp_path) not in record.read_text().replace(json.dumps(str(results)), "")
+    where = "method.pir_petl.prior_weights"
+    assert f"give it with --set {where}=FILE" in call("evaluate", record).error
+    assert "the record was made with" in call("evaluate", record, "--set", f"{where}={other}").error
+    assert call("evaluate", record, "--set", f"{where}={prior}").code == 0
+
+
 def test_an_adapter_needs_no_record(results, tmp_path):
     recorded = read_record(record_of(results)).metrics["test"].recalls
     (adapter,) = results.rglob("*.adapter")

@@ -89,7 +89,7 @@ def test_every_packed_attention_gets_its_updates(vit_b_32):
 
 @pytest.mark.parametrize(
     "name",
-    [n for n, s in registry.discover().items() if s.builtin and not n.startswith("pir")],  # PIR's are not settled yet
+    [n for n, s in registry.discover().items() if s.builtin],
 )
 def test_every_method_has_the_common_protocol_and_its_published_recipe(name):
     assert {"matched", "paper"} <= set(registry.load(registry.discover()[name]).presets)

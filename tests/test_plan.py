@@ -375,3 +375,18 @@ def test_a_plan_writes_nothing(tmp_path, monkeypatch):
     paths = made.planned[0].trial.paths
     assert Path(paths.results) == tmp_path / "results" and paths.command == ["benchmark", "plan"]
     assert read_record(put(made.planned[0])).spec_id == made.planned[0].trial.spec.spec_id
+
+
+def test_a_methods_weight_file_enters_by_its_content(tmp_path):
+    def planned(folder):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "prior.pth"
+        path.write_bytes(b"weights")
+        made = plan(tmp_path, f"method.pir_petl.prior_weights={path}", methods=["pir_petl"], seeds=[0])
+        return path, made.planned[0].trial
+
+    (one, first), (_, second) = planned("a"), planned("b")
+    assert first.spec.spec_id == second.spec.spec_id
+    assert first.spec.method.options["prior_weights"].startswith("sha256:")
+    assert first.paths.method_files == {"prior_weights": str(one)} and str(tmp_path) not in first.spec.model_dump_json()
+    assert not plan(tmp_path, methods=["pir_petl"], seeds=[0]).planned[0].trial.paths.method_files

@@ -85,13 +85,18 @@ class BertTower(Tower):
         return [f"{block}.attention.{part}" for part in ("self.query", "self.key", "self.value", "output.dense")]
 
 
-def build_bert(config: dict[str, Any]) -> Any:
-    """An untrained ``transformers.BertModel`` without pooler, from the entries of its ``config.json``."""
+def build_bert(config: dict[str, Any], dropout: float = 0.0) -> Any:
+    """An untrained ``transformers.BertModel`` without pooler, from the entries of its ``config.json``.
+
+    Args:
+        config: Sizes and vocabulary.
+        dropout: Of states and attention, whatever the configuration says.
+    """
     from transformers import BertConfig, BertModel
 
     # The towers are frozen by most methods: dropout inside them would only make their features random, and a cached
     # feature would differ from a computed one. Methods regularise with their own modules.
-    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_implementation": "sdpa"}
+    quiet = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "attn_implementation": "sdpa"}
     return BertModel(BertConfig(**{**config, **quiet}), add_pooling_layer=False)
 
 

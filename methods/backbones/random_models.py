@@ -1,4 +1,4 @@
-"""Small untrained backbones of both kinds, built from configurations alone: for contract checks and tests."""
+"""Small untrained backbones of every kind, built from configurations alone: for contract checks and tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from petlbench.methods.backbones.dinov2 import IMAGENET_MEAN, IMAGENET_STD, PATC
 from petlbench.methods.backbones.minilm import build_bert
 from petlbench.methods.backbones.open_clip_model import OpenClipEncoder
 from petlbench.methods.backbones.open_clip_origin import CLIP_MEAN, CLIP_STD
+from petlbench.methods.backbones.swin import build_swin
+from petlbench.methods.backbones.swin_bert import SwinBertEncoder
 from petlbench.methods.backbones.tokenizers import HashingTokenizer
 from petlbench.methods.backbones.two_tower import TwoTowerEncoder
 
@@ -127,3 +129,45 @@ def random_two_tower(
         "random-two-tower", vision, language, tokenizer, provenance, seed, hidden_dim=width, embed_dim=embed_dim
     )
     return encoder.eval()
+
+
+def random_swin_bert(
+    seed: int = 0, *, width: int = 16, blocks: int = 2, embed_dim: int = 16, context_length: int = 16
+) -> SwinBertEncoder:
+    """An untrained Swin of two stages at 56 px and a BERT under linear projections, in evaluation mode.
+
+    Args:
+        seed: Seeds every weight.
+        width: Width of Swin's first stage; its second and BERT have twice as much. Two heads each.
+        blocks: Blocks per stage, and of BERT.
+        embed_dim: Width E of the joint space.
+        context_length: Text tokens.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vision = build_swin(width, (blocks, blocks), (2, 2), 56, drop_path=0.1)
+        language = build_bert(
+            {
+                "vocab_size": VOCAB,
+                "hidden_size": 2 * width,
+                "num_hidden_layers": blocks,
+                "num_attention_heads": 2,
+                "intermediate_size": 8 * width,
+                "max_position_embeddings": 128,
+            },
+            dropout=0.1,
+        )
+    state = {**vision.state_dict(prefix="vision."), **language.state_dict(prefix="language.")}
+    provenance = Provenance(
+        kind="swin_bert",
+        architecture=f"random-swin-bert-{width}x{blocks}",
+        source=f"random initialisation, seed {seed}",
+        sha256=weights_io.tensors_sha256(state),
+        activation="gelu",
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        resolution=56,
+        aligned=False,
+    )
+    tokenizer = HashingTokenizer(VOCAB, context_length)
+    return SwinBertEncoder("random-swin-bert", vision, language, tokenizer, provenance, seed, embed_dim).eval()

@@ -29,6 +29,9 @@ NAMED = {
         BackboneInfo(
             "vits14-minilm", "two_tower", "DINOv2-shaped ViT-S/14 and all-MiniLM-L6-v2, joined by new heads", False
         ),
+        BackboneInfo(
+            "swin-bert", "swin_bert", "Swin-T and BERT-base under linear projections, the towers of PIR", False
+        ),
     )
 }
 """Backbones of this package; every other name is an open_clip architecture."""
@@ -42,11 +45,11 @@ class BackboneConfig(BaseModel):
     name: str
     """``tiny-clip``, ``vits14-minilm``, an open_clip architecture, or ``ARCHITECTURE:TAG``."""
     pretrained: str | None = None
-    """open_clip tag, or ``random``."""
+    """open_clip tag, or ``random``; ``swin-bert`` knows ``random`` only."""
     weights: str | None = None
-    """Local weight file (image tower of ``vits14-minilm``: also a hub name)."""
+    """Local weight file (image tower of ``vits14-minilm``: also a hub name; ``swin-bert``: its Swin-T)."""
     text_weights: str | None = None
-    """Folder or hub name of the text tower of ``vits14-minilm``."""
+    """Folder or hub name of the text tower of ``vits14-minilm``; folder or file of BERT-base of ``swin-bert``."""
     activation: Literal["gelu", "quick_gelu"] | None = None
     """Activation of a local open_clip file, which the file itself does not record."""
     resolution: int | None = Field(None, ge=1)
@@ -58,6 +61,7 @@ class BackboneConfig(BaseModel):
 _OPTIONS = {
     "tiny-clip": ("weights",),
     "vits14-minilm": ("weights", "text_weights", "resolution", "blocks"),
+    "swin-bert": ("weights", "text_weights", "pretrained", "resolution"),
 }
 _OPEN_CLIP_OPTIONS = ("weights", "pretrained", "activation", "resolution")
 
@@ -93,6 +97,10 @@ def load_backbone(
         from petlbench.methods.backbones.two_tower import load_two_tower
 
         return load_two_tower(name, seed=seed, **given).eval()
+    if name == "swin-bert":
+        from petlbench.methods.backbones.swin_bert import load_swin_bert
+
+        return load_swin_bert(name, seed=seed, **given).eval()
     from petlbench.methods.backbones.open_clip_model import load_open_clip
 
     return load_open_clip(name, seed=seed, **given).eval()
@@ -114,6 +122,10 @@ def describe_backbone(name: str, **options: Any) -> BackboneInfo:
         from petlbench.methods.backbones.two_tower import resolve_two_tower
 
         return NAMED[name]._replace(options=resolve_two_tower(name, **given))
+    if name == "swin-bert":
+        from petlbench.methods.backbones.swin_bert import resolve_swin_bert
+
+        return NAMED[name]._replace(options=resolve_swin_bert(name, **given))
     from petlbench.methods.backbones import open_clip_origin
 
     origin = open_clip_origin.resolve(name, *(given.get(key) for key in _OPEN_CLIP_OPTIONS))
