@@ -74,7 +74,10 @@ class VlPrompt(Method):
     """
 
     title = "VL-Prompt"
-    paper = "Baseline of Yuan et al. (PE-RSITR, TGRS 2023); cf. IVLP in Khattak et al. (MaPLe), CVPR 2023"
+    paper = (
+        "Yuan et al., Parameter-Efficient Transfer Learning for Remote Sensing Image-Text Retrieval (its baseline VL-Prompt; "
+        "compare IVLP in Khattak et al. CVPR 2023), TGRS 2023"
+    )
     code = "muzairkhattak/multimodal-prompt-learning"
     licence = "MIT"
     family = "prompt"

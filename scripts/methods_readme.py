@@ -25,6 +25,8 @@ FILES = {"README.md": "short", "methods/README.md": "long"}
 START = "<!-- methods: written by scripts/methods_readme.py -->"
 END = "<!-- end of methods -->"
 KINDS = {"open_clip": "CLIP", "two_tower": "two-tower", "swin_bert": "Swin-BERT"}
+_TITLE = 40
+"""Characters from which what stands before the first comma is no list of authors."""
 FAMILIES: tuple[Family, ...] = ("baseline", "head", "selective", "reparameterisation", "prompt", "adapter")
 
 
@@ -107,7 +109,10 @@ def _number(value: int | None) -> str:
 def _cite(paper: str) -> str:
     """Authors and venue with year, from "Authors, Title, Venue Year"."""
     first, *rest = paper.split(",")
-    return f"{first}, {rest[-1].strip()}" if rest else paper
+    if not rest:
+        return paper
+    venue = rest[-1].strip()
+    return f"{first}, {venue}" if len(first) < _TITLE else venue  # a paper cited by its title alone
 
 
 @cache
