@@ -13,7 +13,7 @@ from petlbench.methods.base import Domain, Method, MethodConfig, Preset, Variant
 from petlbench.methods.layers.clip_layout import take_encoders
 from petlbench.methods.layers.prompts import (
     CROP_NOTE,
-    OFFICIAL_CROP,
+    IVLP_TRAIN,
     POSITION_CHOICE,
     SGD_NOTE,
     Depth,
@@ -86,21 +86,7 @@ class Maple(Method):
     variants = {"j9_n2": Variant({}, 3_555_072, "9 x (2 x 512 + 512 x 768 + 768); the official defaults")}
     presets = {
         "matched": Preset(train={"lr": 1e-3}),
-        "paper": Preset(
-            train={
-                "optimizer": "sgd",
-                "lr": 3.5e-3,
-                "momentum": 0.9,
-                "weight_decay": 5e-4,
-                "decay": "all",
-                "schedule": "cosine",
-                "warmup": 1 / 5,
-                "clip_norm": 0.0,
-                "batch_size": 4,
-                "epochs": 5,
-                "augmentation": OFFICIAL_CROP,
-            }
-        ),
+        "paper": Preset(train=IVLP_TRAIN),
     }
     space = {
         "method.tokens": Domain("choice", (2, 4, 8)),

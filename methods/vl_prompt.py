@@ -21,7 +21,7 @@ from petlbench.methods.base import (
 from petlbench.methods.layers.clip_layout import take_encoders
 from petlbench.methods.layers.prompts import (
     CROP_NOTE,
-    OFFICIAL_CROP,
+    IVLP_TRAIN,
     POSITION_CHOICE,
     SGD_NOTE,
     Depth,
@@ -108,19 +108,7 @@ class VlPrompt(Method):
         "paper": Preset(train=PE_RSITR_TRAIN),
         "official": Preset(
             method=_IVLP,
-            train={
-                "optimizer": "sgd",
-                "lr": 3.5e-3,
-                "momentum": 0.9,
-                "weight_decay": 5e-4,
-                "decay": "all",
-                "schedule": "cosine",
-                "warmup": 1 / 5,
-                "clip_norm": 0.0,
-                "batch_size": 4,
-                "epochs": 5,
-                "augmentation": OFFICIAL_CROP,
-            },
+            train=IVLP_TRAIN,
         ),
     }
     space = {

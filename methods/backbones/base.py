@@ -133,16 +133,8 @@ class Tower(ABC):
 
     def run_block(self, index: int, hidden: Hidden) -> Hidden:
         """Apply block ``index``; works for any sequence length, so inserted tokens pass through."""
-        if not any(self._attached(index, kind) for kind in BRANCHES):
-            return hidden.with_x(self._block(index, hidden))
-        x = hidden.x
-        for kind in BRANCHES:
-            normed = self._normed(index, kind, x)
-            out = self._contribution(index, kind, normed, hidden)
-            for module in self._attached(index, kind):
-                out = module(BranchState(out, x, normed, hidden))
-            x = self._joined(index, kind, x, out)
-        return hidden.with_x(x)
+        attached = any(self._attached(index, kind) for kind in BRANCHES)
+        return hidden.with_x(self._by_parts(index, hidden) if attached else self._block(index, hidden))
 
     def attach(self, index: int, kind: BranchKind, module: nn.Module) -> None:
         """Let ``module`` change what a branch of block ``index`` adds to the residual stream.
@@ -160,13 +152,24 @@ class Tower(ABC):
     def _attached(self, index: int, kind: BranchKind) -> Any:
         return getattr(self.blocks[index], f"attached_{kind}", ())
 
+    def _by_parts(self, index: int, hidden: Hidden) -> Tensor:
+        """(B, N, W) output of the block, branch by branch, with what is attached to them."""
+        x = hidden.x
+        for kind in BRANCHES:
+            normed = self._normed(index, kind, x)
+            out = self._contribution(index, kind, normed, hidden)
+            for module in self._attached(index, kind):
+                out = module(BranchState(out, x, normed, hidden))
+            x = self._joined(index, kind, x, out)
+        return x
+
     @abstractmethod
     def _embed(self, inputs: Any) -> Hidden:
         """:meth:`embed` of the first view."""
 
     @abstractmethod
     def _block(self, index: int, hidden: Hidden) -> Tensor:
-        """(B, N, W) output of the block as its library computes it."""
+        """(B, N, W) output of the block where nothing is attached to it."""
 
     @abstractmethod
     def _normed(self, index: int, kind: BranchKind, x: Tensor) -> Tensor:

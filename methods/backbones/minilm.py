@@ -58,8 +58,10 @@ class BertTower(Tower):
     def _contribution(self, index: int, kind: BranchKind, normed: Tensor, hidden: Hidden) -> Tensor:
         block: Any = self.blocks[index]
         if kind == "attention":
-            return block.attention.output.dense(block.attention.self(normed, self._mask(hidden))[0])
-        return block.output.dense(block.intermediate(normed))
+            end, mixed = block.attention.output, block.attention.self(normed, self._mask(hidden))[0]
+        else:
+            end, mixed = block.output, block.intermediate(normed)
+        return end.dropout(end.dense(mixed))
 
     def _joined(self, index: int, kind: BranchKind, x: Tensor, out: Tensor) -> Tensor:
         block: Any = self.blocks[index]

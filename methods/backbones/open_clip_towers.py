@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from petlbench.methods.backbones.base import BRANCHES, BranchKind, Hidden, Tokens, Tower
+from petlbench.methods.backbones.base import BranchKind, Hidden, Tokens, Tower
 
 
 class _OpenClipTower(Tower):
@@ -39,12 +39,7 @@ class _OpenClipTower(Tower):
         """Additive attention mask that broadcasts over (B * heads, N, N), or None."""
 
     def _block(self, index: int, hidden: Hidden) -> Tensor:
-        if type(self.blocks[index].attn) is not nn.MultiheadAttention:
-            return self.blocks[index](hidden.x, attn_mask=self._mask(hidden))
-        x = hidden.x
-        for kind in BRANCHES:
-            x = self._joined(index, kind, x, self._contribution(index, kind, self._normed(index, kind, x), hidden))
-        return x
+        return self._by_parts(index, hidden)
 
     def _normed(self, index: int, kind: BranchKind, x: Tensor) -> Tensor:
         block: Any = self.blocks[index]
@@ -178,10 +173,24 @@ def packed_attention(attention: nn.MultiheadAttention, x: Tensor, mask: Tensor |
         x: The tokens.
         mask: Additive, (N, N) or (B * heads, N, N).
     """
-    heads = attention.num_heads
-    projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
-    query, key, value = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, v = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
+    joined = attended(q, k, v, attention.num_heads, mask)
+    return F.linear(joined, attention.out_proj.weight, attention.out_proj.bias)
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """Fused attention between the projections in and out: (B, N, W) each to the joined heads, (B, N, W).
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        heads: Number of heads.
+        mask: Additive, (N, N) or (B * heads, N, N).
+        dropout: Of the attention weights.
+    """
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     if mask is not None and mask.ndim == 3:
-        mask = mask.unflatten(0, (len(x), heads))
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return F.linear(mixed.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
+        mask = mask.unflatten(0, (-1, heads))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return mixed.transpose(1, 2).flatten(2)

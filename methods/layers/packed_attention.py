@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from petlbench.methods.backbones.open_clip_towers import attended
 from petlbench.methods.base import MethodError
 
 PARTS = ("q", "k", "v", "out_proj")
@@ -88,11 +89,8 @@ class PackedAttention(nn.Module):
                 f"further arguments: {', '.join(unused) or 'none'}"
             )
         base = self.base_layer
-        q, k, v = (part.unflatten(-1, (base.num_heads, -1)).transpose(1, 2) for part in self.qkv(query))
+        q, k, v = self.qkv(query)
         if attn_mask is not None:
             attn_mask = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(q.dtype)
-            if attn_mask.ndim == 3:
-                attn_mask = attn_mask.unflatten(0, (-1, base.num_heads))
-        rate = base.dropout if self.training else 0.0
-        joined = functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=rate)
-        return self.out(joined.transpose(1, 2).flatten(2)), None
+        joined = attended(q, k, v, base.num_heads, attn_mask, base.dropout if self.training else 0.0)
+        return self.out(joined), None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,20 @@ CROP_NOTE = (
     "(0.08, 1.0), torchvision's, is used."
 )
 OFFICIAL_CROP = {"random_resized_crop": (0.08, 1.0), "horizontal_flip": 0.5}
+IVLP_TRAIN: Mapping[str, Any] = {
+    "optimizer": "sgd",
+    "lr": 3.5e-3,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "decay": "all",
+    "schedule": "cosine",
+    "warmup": 1 / 5,
+    "clip_norm": 0.0,
+    "batch_size": 4,
+    "epochs": 5,
+    "augmentation": OFFICIAL_CROP,
+}
+"""The few-shot recipe of MaPLe and of IVLP, in the configurations of their common repository."""
 
 
 class PromptedEncoder(nn.Module):

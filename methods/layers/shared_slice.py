@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,15 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from petlbench.methods.backbones.base import BranchKind, BranchState, DualEncoder, Tower
+from petlbench.methods.layers.bottleneck import ACTIVATIONS
 
 Activation = Literal["relu", "gelu", "quick_gelu"]
 Initialiser = Callable[[Tensor], object]
-
-_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-}
 
 
 class AdapterShape(NamedTuple):
@@ -63,7 +58,7 @@ class SharedSliceAdapter(nn.Module):
     def forward(self, state: BranchState) -> Tensor:
         """The branch's new contribution, (B, N, W)."""
         read = state.residual if self.shape.reads == "residual" else state.out
-        inner = _ACTIVATIONS[self.shape.activation](self.down(read))
+        inner = ACTIVATIONS[self.shape.activation](self.down(read))
         inner = F.dropout(inner, self.shape.dropout, self.training)
         layers = [layer for layer in (self.up, self.shared) if layer is not None]
         # Joining the rows of the weights costs less than joining the channels of all tokens.
