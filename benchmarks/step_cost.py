@@ -1,5 +1,8 @@
 """What a training step of every method costs, as a ratio to full fine-tuning of the same backbone in the same run.
 
+Methods that score pairs are measured with their own number of false captions; on ``--backbone vilt-b32`` the ratio is to
+full fine-tuning of ViLT, with the same batch and false captions. Kept states of frozen towers count as computed.
+
 Each timing alternates with one of full fine-tuning, so that a slow minute of the machine hits both. Forward (with the
 loss), backward and optimiser step are timed apart; on a CPU in processor time of one thread, which neighbours disturb
 little. Memory is the peak during three steps in a process of its own, less what that process held before the backbone
@@ -21,19 +24,22 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from petlbench.harness.audit import freeze_all_but
 from petlbench.harness.device import choose_device, device_name, peak_memory, reset_peak_memory, tune_process
 from petlbench.methods import registry
-from petlbench.methods.backbones.base import DualEncoder
+from petlbench.methods.backbones.base import Backbone, DualEncoder
 from petlbench.methods.backbones.registry import load_backbone
 from petlbench.methods.base import Batch, Method
+from petlbench.methods.pair import PairMethod
 
-REFERENCE = "full_finetune"
+REFERENCES = {"vilt": "vilt_full"}
+"""What full fine-tuning is called on a kind of backbone, where it is not ``full_finetune``."""
 PARTS = ("forward", "backward", "update")
 CAPTION = "many planes are parked next to a long building in an airport"
 OWN_WEIGHTS = ("tiny-clip", "vits14-minilm")
@@ -68,7 +74,7 @@ class Loop:
         freeze_all_but(self.model, names, name)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
-        self.batch = batch_of(backbone, self.method, asked.batch, self.device)
+        self.batch = batch_of(backbone, self.method, self.model, asked.batch, self.device)
 
     def step(self) -> dict[str, float]:
         """Seconds of each part of one step."""
@@ -93,25 +99,40 @@ class Loop:
         spent[part] = clock() - began
 
 
-def backbone_of(asked: argparse.Namespace) -> DualEncoder:
+def backbone_of(asked: argparse.Namespace) -> Backbone:
     """The asked backbone with random weights where the real ones would be a download; costs do not depend on them."""
     backbone = load_backbone(asked.backbone, **({} if asked.backbone in OWN_WEIGHTS else {"pretrained": "random"}))
     backbone.provenance = backbone.provenance.model_copy(update={"aligned": True})
     return backbone
 
 
-def batch_of(backbone: DualEncoder, method: Method, rows: int, device: torch.device) -> Batch:
-    """Random pictures and one caption of usual length; cached features where a trial would use them."""
+def batch_of(backbone: Backbone, method: Method, model: nn.Module, rows: int, device: torch.device) -> Batch:
+    """Random pictures and one caption of usual length; cached features or states where a trial would use them."""
     side = backbone.resolution
     images = torch.randn(rows, 3, side, side, device=device)
     tokens = backbone.tokenize([CAPTION] * rows)
     tokens = (tokens.trimmed() if backbone.trims_text else tokens).to(device)
     ids = torch.arange(rows, device=device)
+    if isinstance(method, PairMethod):
+        each = 1 + method.config.false_captions
+        candidates = tokens[ids.repeat_interleave(each)]
+        batch = Batch(images, tokens, ids, ids, candidates=candidates, candidate_ids=ids[:, None].expand(rows, each))
+        if not method.keeps_states:
+            return batch
+        with torch.no_grad():
+            states = method.image_states(model, images), method.text_states(model, candidates)
+        return replace(batch, images=None, candidates=None, image_states=states[0], candidate_states=states[1])
     if not method.head_only:
         return Batch(images, tokens, ids, ids)
+    assert isinstance(backbone, DualEncoder)
     with torch.no_grad():
         pooled = backbone.image.pooled(images), backbone.text.pooled(tokens)
     return Batch(None, None, ids, ids, image_pooled=pooled[0], text_pooled=pooled[1])
+
+
+def fits(name: str, kind: str) -> bool:
+    """Whether a method sits on backbones of a kind."""
+    return kind in registry.load(registry.discover()[name]).kinds
 
 
 def time_against_reference(name: str, asked: argparse.Namespace, reference: Loop) -> Cost:
@@ -172,13 +193,15 @@ def main() -> None:
         return
 
     known = registry.discover()
-    names = registry.resolve(asked.methods or ["all-methods"], known)
-    names = [n for n in names if n != REFERENCE and registry.load(known[n]).trains]
-    reference = Loop(REFERENCE, asked)
-    reference_memory = None if asked.no_memory else peak_of(REFERENCE, asked)
+    kind = backbone_of(asked).provenance.kind
+    full = REFERENCES.get(kind, "full_finetune")
+    names = [n for n in registry.resolve(asked.methods or ["all-methods"], known) if n != full]
+    names = [n for n in names if registry.load(known[n]).trains and (asked.methods or fits(n, kind))]
+    reference = Loop(full, asked)
+    reference_memory = None if asked.no_memory else peak_of(full, asked)
     print(f"{asked.backbone}, batch {asked.batch}, fp32, {asked.threads} threads, {device_name(choose_device())}")
     print(f"{'method':<22}{'step':>8}{'forward':>9}{'backward':>10}{'memory':>9}   (full fine-tuning = 1)")
-    found = {REFERENCE: Cost(1.0, 1.0, 1.0, 1.0, 0.0, 0.0, reference_memory)}
+    found = {full: Cost(1.0, 1.0, 1.0, 1.0, 0.0, 0.0, reference_memory)}
     for name in names:
         cost = time_against_reference(name, asked, reference)
         if reference_memory:
@@ -188,7 +211,7 @@ def main() -> None:
         memory = "-" if cost.memory is None else f"{cost.memory:.2f}"
         print(f"{name:<22}{cost.step:>8.2f}{cost.forward:>9.2f}{cost.backward:>10.2f}{memory:>9}", flush=True)
     seconds = statistics.median(c.reference_step_s for c in found.values() if c.reference_step_s)
-    found[REFERENCE].step_s = found[REFERENCE].reference_step_s = seconds
+    found[full].step_s = found[full].reference_step_s = seconds
     print(f"full fine-tuning: {seconds:.2f} s per step")
     if asked.out:
         write(asked, found)
@@ -196,9 +219,8 @@ def main() -> None:
 
 def write(asked: argparse.Namespace, found: dict[str, Cost]) -> None:
     """Merge the figures into a file that the tables of methods read."""
-    kept = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"methods": {}}
+    kept = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"settings": {}, "methods": {}}
     setting = {
-        "backbone": asked.backbone,
         "batch": asked.batch,
         "rounds": asked.rounds,
         "threads": asked.threads,
@@ -210,7 +232,8 @@ def write(asked: argparse.Namespace, found: dict[str, Cost]) -> None:
         name: {k: None if v is None else round(v, 4) for k, v in asdict(cost).items()} for name, cost in found.items()
     }
     merged = dict(sorted({**kept["methods"], **methods}.items()))
-    asked.out.write_text(json.dumps({"setting": setting, "methods": merged}, indent=1) + "\n", encoding="utf-8")
+    settings = {**kept["settings"], asked.backbone: setting}
+    asked.out.write_text(json.dumps({"settings": settings, "methods": merged}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

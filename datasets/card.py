@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Format = Literal["karpathy", "precomp", "scenes"]
+Format = Literal["karpathy", "precomp", "vilt-arrow", "scenes"]
 SplitName = Literal["train", "val", "test"]
 
 
@@ -32,12 +32,12 @@ class Files(_Part):
     """Where the files lie, relative to the root folder that the user gives.
 
     Attributes:
-        annotations: The JSON file (Karpathy) or the folder of the text files (precomp; ``.`` for the root).
-        images: Folder of the pictures.
+        annotations: The JSON file (Karpathy) or the folder of the files (precomp, vilt-arrow; ``.`` for the root).
+        images: Folder of the pictures; None where the annotation files hold them (vilt-arrow).
     """
 
     annotations: str
-    images: str
+    images: str | None = None
 
 
 class Expected(_Part):
@@ -86,6 +86,11 @@ class Card(_Part):
     @model_validator(mode="after")
     def _files_where_needed(self) -> Self:
         if (self.files is None) != (self.format == "scenes"):
-            need = "no `files`" if self.format == "scenes" else "the key `files` with `annotations` and `images`"
+            keys = "`annotations`" if self.format == "vilt-arrow" else "`annotations` and `images`"
+            need = "no `files`" if self.format == "scenes" else f"the key `files` with {keys}"
+            raise ValueError(f"format {self.format} needs {need}")
+        inside = self.format == "vilt-arrow"
+        if self.files is not None and (self.files.images is None) != inside:
+            need = "no `files.images`: its files hold them" if inside else "`files.images`, the folder of the pictures"
             raise ValueError(f"format {self.format} needs {need}")
         return self

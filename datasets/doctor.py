@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from petlbench.datasets.card import Card
-from petlbench.datasets.readers.common import without_blanks
+from petlbench.datasets.readers.common import without_blanks, without_repeats
 from petlbench.datasets.report import CODES, BadPicture, DoctorReport, Finding, Severity, SplitReport, render
 from petlbench.datasets.split import DataError, ImageRef, Split
 
@@ -28,8 +28,10 @@ _NAMED = 3
 
 
 def lenient(card: Card) -> dict[str, str]:
-    """Options to load a set with before :func:`examine`: blank captions are then reported, not refused."""
-    return {} if card.format == "scenes" else {"blank": "keep"}
+    """Options to load a set with before :func:`examine`: blank and repeated captions are then reported."""
+    if card.format == "scenes":
+        return {}
+    return {"blank": "keep", "captions": "all"} if card.format == "vilt-arrow" else {"blank": "keep"}
 
 
 def examine(
@@ -41,7 +43,7 @@ def examine(
     """Examine a data set.
 
     Load it with the options of :func:`lenient`. Counts are compared with the card without
-    blank captions and the pictures they leave undescribed.
+    blank captions and the pictures they leave undescribed, and without repeats where the card leaves them out.
 
     Args:
         splits: The splits, as from :func:`petlbench.datasets.load.load`.
@@ -54,7 +56,7 @@ def examine(
     """
     bad, same = _pictures(splits, progress) if check_pixels else ([], [])
     reports = {name: _report(split, splits.get("train")) for name, split in splits.items()}
-    findings = [*_between(splits, same), *_picture_findings(splits, bad)]
+    findings = [*_between(splits, same, card), *_picture_findings(splits, bad)]
     for name, split in splits.items():
         findings += _against_card(split, card)
         findings += _text_findings(split, reports[name], card)
@@ -105,6 +107,7 @@ def _report(split: Split, train: Split | None) -> SplitReport:
         words_max=int(words.max(initial=0)),
         images_one_caption_repeated=int(((distinct_per_image == 1) & (per_image > 1)).sum()),
         images_with_repeats=int((distinct_per_image < per_image).sum()),
+        repeated_captions=len(ids) - len(pairs),
         captions_of_several_images=int((owners_per_text[ids] > 1).sum()),
         captions_in_train=in_train,
         classes=0 if labels is None else len(np.unique(labels)),
@@ -165,7 +168,7 @@ def _picture_findings(splits: Mapping[str, Split], bad: list[BadPicture]) -> Ite
             )
 
 
-def _between(splits: Mapping[str, Split], same: list[list[str]]) -> Iterator[Finding]:
+def _between(splits: Mapping[str, Split], same: list[list[str]], card: Card) -> Iterator[Finding]:
     """Pictures that occur more than once, by name or by pixels."""
     home: dict[str, str] = {}
     twice: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -175,7 +178,11 @@ def _between(splits: Mapping[str, Split], same: list[list[str]]) -> Iterator[Fin
                 twice[first, name].append(image.name)
     for pair, names in twice.items():
         message = f"{_count(len(names), 'picture name')} in both splits: {_some(names)}"
-        yield _finding("D007", ", ".join(pair), message, "A picture belongs to one split; remove it from the other.")
+        joined = _joined(card, *pair)
+        advice = "A picture belongs to one split; remove it from the other."
+        if joined:
+            advice = "The option parts joins them, as ViLT trains; choosing on val then rewards memory."
+        yield _finding("D007", ", ".join(pair), message, advice, "warning" if joined else None)
     across: dict[tuple[str, ...], list[str]] = defaultdict(list)
     within: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for group in same:
@@ -189,11 +196,23 @@ def _between(splits: Mapping[str, Split], same: list[list[str]]) -> Iterator[Fin
         yield _finding("D021", homes[0], message, "Exact-pair recall counts the twin as a miss.")
 
 
+def _joined(card: Card, first: str, second: str) -> bool:
+    """Whether the card's options read a part of the files into both splits."""
+    parts = card.options.get("parts", {})
+    return bool({*parts.get(first, [first])} & {*parts.get(second, [second])})
+
+
+def _as_used(split: Split, card: Card) -> Split:
+    """The split without blank captions, and without repeats where the card leaves them out."""
+    usable = without_blanks(split)
+    return without_repeats(usable) if card.options.get("captions") == "distinct" else usable
+
+
 def _against_card(split: Split, card: Card) -> Iterator[Finding]:
     expected = card.expected.get(split.name)  # type: ignore[call-overload]
     if expected is None:
         return
-    usable = without_blanks(split)
+    usable = _as_used(split, card)
     found = (len(usable.images), len(usable.captions))
     if found != (expected.images, expected.captions):
         message = (
@@ -226,9 +245,12 @@ def _text_findings(split: Split, report: SplitReport, card: Card) -> Iterator[Fi
     if report.images_with_repeats:
         message = (
             f"{report.images_with_repeats:,} of {report.images:,} pictures carry a caption more than once, "
-            f"{report.images_one_caption_repeated:,} carry one caption only"
+            f"{report.images_one_caption_repeated:,} carry one caption only; "
+            f"{_count(report.repeated_captions, 'caption')} in all"
         )
-        yield _finding("D011", name, message, "An epoch over captions repeats them.")
+        left_out = card.options.get("captions") == "distinct"
+        advice = "The card leaves the repeats out." if left_out else "An epoch over captions repeats them."
+        yield _finding("D011", name, message, advice)
     if report.captions_of_several_images:
         message = f"{report.captions_of_several_images / captions:.1%} of the captions also belong to another picture"
         yield _finding("D012", name, message, "Plain contrastive losses push true pairs apart; see mask_duplicates.")

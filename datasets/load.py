@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from petlbench.datasets.card import Card
-from petlbench.datasets.options import OPTIONS, FileOptions, KarpathyOptions, PrecompOptions
+from petlbench.datasets.options import KarpathyOptions, PrecompOptions
 from petlbench.datasets.readers import karpathy, precomp
-from petlbench.datasets.registry import load_card
+from petlbench.datasets.registry import load_card, options_model
 from petlbench.datasets.split import DataError, Split
 from petlbench.datasets.validation import checked
 
 ROOT_VARIABLE = "PETLBENCH_DATA"
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def load(card: Card | str | Path, root: str | Path | None = None, **options: Any) -> dict[str, Split]:
@@ -40,13 +44,21 @@ def load(card: Card | str | Path, root: str | Path | None = None, **options: Any
 
         return read_scenes(chosen)
     assert card.files is not None  # the card's own validator saw to it
-    parsed = checked(OPTIONS[card.format], chosen, f"options of data set {card.name}")
+    parsed: Any = checked(options_model(card.format), chosen, f"options of data set {card.name}")
     folder = find_root(card, root)
     annotations = folder / (parsed.annotations or card.files.annotations)
     if not annotations.exists():
         raise DataError(f"data set {card.name}: {annotations} does not exist. {_how_to_give(card)}")
+    if card.format == "vilt-arrow":
+        from petlbench.datasets.readers.vilt_arrow import read_vilt_arrow
+
+        return read_vilt_arrow(annotations, _inside(folder, parsed, "karpathy_json"))
+    assert card.files.images is not None
     images = folder / (parsed.image_dir or card.files.images)
-    return _read(annotations, images, folder, parsed)
+    if isinstance(parsed, KarpathyOptions):
+        return karpathy.read_karpathy(annotations, images, parsed)
+    assert isinstance(parsed, PrecompOptions)
+    return precomp.read_precomp(annotations, images, _inside(folder, parsed, "val_images"))
 
 
 def find_root(card: Card, root: str | Path | None = None) -> Path:
@@ -67,13 +79,10 @@ def find_root(card: Card, root: str | Path | None = None) -> Path:
     return folder
 
 
-def _read(annotations: Path, images: Path, folder: Path, options: FileOptions) -> dict[str, Split]:
-    if isinstance(options, KarpathyOptions):
-        return karpathy.read_karpathy(annotations, images, options)
-    assert isinstance(options, PrecompOptions)
-    if options.val_images is not None:
-        options = options.model_copy(update={"val_images": str(folder / options.val_images)})
-    return precomp.read_precomp(annotations, images, options)
+def _inside(folder: Path, options: M, key: str) -> M:
+    """The options with the path under ``key``, where there is one, taken from the root folder on."""
+    given = getattr(options, key)
+    return options if given is None else options.model_copy(update={key: str(folder / given)})
 
 
 def _how_to_give(card: Card) -> str:
@@ -81,9 +90,13 @@ def _how_to_give(card: Card) -> str:
     wanted = [card.files.annotations]
     if card.format == "precomp":
         wanted = [str(Path(card.files.annotations) / name) for name in precomp.FILES]
+    expected = f"{', '.join(wanted)} and the pictures in {card.files.images}/ "
+    others = "annotations, image_dir, extension"
+    if card.format == "vilt-arrow":
+        place = str(Path(card.files.annotations) / "STEM_{train,val,test}.arrow")
+        expected, others = f"{place}, which hold captions and pictures ", "annotations, stem, pattern, parts"
     lines = [
-        f"Expected in the folder: {', '.join(wanted)} and the pictures in {card.files.images}/ "
-        "(other places or names: options annotations, image_dir, extension).",
+        f"Expected in the folder: {expected}(other places or names: options {others}).",
         f"Give it by --set dataset.{card.name}.root=FOLDER, or set {ROOT_VARIABLE}=PARENT so that it is "
         f"PARENT/{card.name}.",
     ]

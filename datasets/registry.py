@@ -48,4 +48,8 @@ def options_model(format_name: str) -> type[BaseModel]:
         from petlbench.datasets.readers.scenes import ScenesOptions
 
         return ScenesOptions
+    if format_name == "vilt-arrow":  # imported here, since pyarrow takes its time
+        from petlbench.datasets.readers.vilt_arrow import ViltArrowOptions
+
+        return ViltArrowOptions
     return OPTIONS[format_name]

@@ -18,7 +18,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "D004": ("warning", "captions, names or their order differ from the published ones"),
     "D005": ("error", "captions are blank (a warning where the card leaves them out)"),
     "D006": ("error", "pictures have no caption"),
-    "D007": ("error", "a picture name occurs in two splits"),
+    "D007": ("error", "a picture name occurs in two splits (a warning where the options join them)"),
     "D010": ("note", "pictures carry different numbers of captions"),
     "D011": ("note", "pictures carry the same caption more than once"),
     "D012": ("warning", "a caption belongs to several pictures of the split"),
@@ -69,6 +69,7 @@ class SplitReport(BaseModel):
         words_max: Words of the longest caption.
         images_one_caption_repeated: Pictures with several captions that are all one string.
         images_with_repeats: Pictures with fewer distinct captions than captions.
+        repeated_captions: Captions that their picture carries already.
         captions_of_several_images: Captions whose string also belongs to another picture of the split.
         captions_in_train: Captions that occur verbatim in train; None for train itself or where there is no train.
         classes: Scene classes that occur; 0 where none is known.
@@ -87,6 +88,7 @@ class SplitReport(BaseModel):
     words_max: int
     images_one_caption_repeated: int
     images_with_repeats: int
+    repeated_captions: int
     captions_of_several_images: int
     captions_in_train: int | None
     classes: int

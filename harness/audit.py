@@ -9,11 +9,13 @@ import xxhash
 from torch import Tensor, nn
 
 from petlbench.harness.encode import inference
-from petlbench.methods.backbones.base import DualEncoder
+from petlbench.methods.backbones.base import Backbone, DualEncoder, PairEncoder
 from petlbench.methods.base import Batch, Method, count
+from petlbench.methods.pair import PairMethod
 
 IDENTITY_TOLERANCE = 1e-4
-"""Largest difference of L2-normalised embeddings at step 0, in fp32; merged weights round differently."""
+"""Largest difference at step 0, in fp32, of L2-normalised embeddings or, relative to the largest, of pair scores; merged
+weights round differently."""
 
 
 class AuditError(RuntimeError):
@@ -104,13 +106,34 @@ def embed_for_audit(method: Method, model: nn.Module, batch: Batch, device: torc
 
 def embed_untouched(backbone: DualEncoder, batch: Batch, device: torch.device) -> Tensor:
     """The same for the backbone itself, before the method builds on it."""
+    assert batch.images is not None and batch.tokens is not None
     with inference(backbone, "fp32", device):
-        if batch.image_pooled is not None and batch.text_pooled is not None:
-            pair = backbone.project_image(batch.image_pooled), backbone.project_text(batch.text_pooled)
-        else:
-            assert batch.images is not None and batch.tokens is not None
-            pair = backbone.encode_image(batch.images), backbone.encode_text(batch.tokens)
+        pair = backbone.encode_image(batch.images), backbone.encode_text(batch.tokens)
         return nn.functional.normalize(torch.cat([p.float() for p in pair]), dim=-1)
+
+
+def outputs(method: Method, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+    """What a method says of a small batch: :func:`embed_for_audit`, or (B, 1 + K) scores where it scores pairs."""
+    if not isinstance(method, PairMethod):
+        return embed_for_audit(method, model, batch, device)
+    with inference(model, "fp32", device):
+        return method.candidate_scores(model, *method.prepared(model, batch)).float()
+
+
+def outputs_untouched(method: Method, backbone: Backbone, batch: Batch, device: torch.device) -> Tensor:
+    """The same of the backbone itself; on a dual encoder, scores are cosines divided by the temperature."""
+    if not isinstance(method, PairMethod):
+        assert isinstance(backbone, DualEncoder)
+        return embed_untouched(backbone, batch, device)
+    assert batch.images is not None and batch.candidates is not None
+    shape = (len(batch), len(batch.candidates) // len(batch))
+    with inference(backbone, "fp32", device):
+        if isinstance(backbone, PairEncoder):
+            return backbone.score_pairs(batch.images.repeat_interleave(shape[1], 0), batch.candidates).view(shape)
+        assert isinstance(backbone, DualEncoder)
+        image = nn.functional.normalize(backbone.encode_image(batch.images).float(), dim=-1)
+        text = nn.functional.normalize(backbone.encode_text(batch.candidates).float(), dim=-1)
+        return backbone.logit_scale.exp() * torch.einsum("be,bke->bk", image, text.unflatten(0, shape))
 
 
 def check_identity(method: Method, before: Tensor, after: Tensor) -> str:
@@ -121,15 +144,16 @@ def check_identity(method: Method, before: Tensor, after: Tensor) -> str:
     """
     if not method.identity_start:
         return "not promised"
+    what = "scores" if isinstance(method, PairMethod) else "embeddings"
     if before.shape != after.shape:
         raise AuditError(
-            f"audit of {method.name}: embeddings have width {after.shape[1]}, the untouched backbone's {before.shape[1]}, "
+            f"audit of {method.name}: {what} have width {after.shape[1]}, the untouched backbone's {before.shape[1]}, "
             "yet the method promises identity_start"
         )
-    difference = float((before - after).abs().max())
+    difference = float((before - after).abs().max() / before.abs().max().clamp(min=1))  # scores may be large
     if not difference <= IDENTITY_TOLERANCE:
         raise AuditError(
-            f"audit of {method.name}: it promises identity_start, but embeddings at step 0 differ from the untouched "
+            f"audit of {method.name}: it promises identity_start, but {what} at step 0 differ from the untouched "
             f"backbone by up to {difference:.2e} (tolerance {IDENTITY_TOLERANCE:.0e}); start the added modules at zero, or "
             "set identity_start = False"
         )

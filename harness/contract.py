@@ -11,23 +11,26 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from petlbench.harness.contract_outcome import Check, ContractError, NotApplicable, attempt
+from petlbench.harness.contract_pairs import PairRun
 from petlbench.harness.contract_runs import BackboneRun
-from petlbench.methods.backbones.base import DualEncoder
-from petlbench.methods.backbones.random_models import random_clip, random_swin_bert, random_two_tower
+from petlbench.methods.backbones.base import Backbone
+from petlbench.methods.backbones.random_models import random_clip, random_swin_bert, random_two_tower, random_vilt
 from petlbench.methods.base import Domain, Family, Method, MethodConfig
+from petlbench.methods.pair import PairMethod
 from petlbench.methods.recipe import Recipe
 
-BACKBONES: Mapping[str, Callable[..., DualEncoder]] = {
+BACKBONES: Mapping[str, Callable[..., Backbone]] = {
     "random-clip": random_clip,
     "random-two-tower": random_two_tower,
     "random-swin-bert": random_swin_bert,
+    "random-vilt": random_vilt,
 }
 """Untrained stand-ins for the kinds of backbone, by the name that a report shows."""
 
 FORBIDDEN_IMPORTS = ("ray", "deepspeed")
 """What only the harness may import: a method must be usable, and testable, without a cluster."""
 
-_KINDS = ("open_clip", "two_tower", "swin_bert")
+_KINDS = ("open_clip", "two_tower", "swin_bert", "vilt")
 
 
 def check_method(cls: type[Method], *, seed: int = 0) -> list[Check]:
@@ -51,7 +54,7 @@ def check_method(cls: type[Method], *, seed: int = 0) -> list[Check]:
     for name, make in BACKBONES.items():
         for preset, config, loss in settings:
             subject = name if preset == "matched" else f"{name}, preset {preset}"
-            run = BackboneRun(cls, config, loss, make, subject, seed)
+            run = (PairRun if issubclass(cls, PairMethod) else BackboneRun)(cls, config, loss, make, subject, seed)
             found = run.all()
             checks.extend(found)
             ran = ran or len(found) > 1
@@ -89,7 +92,13 @@ def _declaration(cls: type[Method]) -> str:
         raise ContractError(f"choices must be a tuple of sentences, found {cls.choices!r}")
     if bool(cls.official) != (cls.import_official is not Method.import_official):
         raise ContractError("`official` and import_official() go together: name the layout that the importer reads")
-    for flag in ("trains", "needs_alignment", "identity_start", "head_only"):
+    for flag in (
+        "trains",
+        "needs_alignment",
+        "identity_start",
+        "head_only",
+        *(("keeps_states",) if issubclass(cls, PairMethod) else ()),
+    ):
         if not isinstance(getattr(cls, flag), bool):
             raise ContractError(f"{flag} must be True or False, found {getattr(cls, flag)!r}")
     return ", ".join(cls.kinds)
@@ -200,11 +209,12 @@ def _published(cls: type[Method]) -> str:
 
 def _refusal(cls: type[Method], seed: int) -> str:
     method = cls()
-    variants = {
+    variants: dict[str, Backbone] = {
         "an aligned open_clip backbone": random_clip(seed),
         "an open_clip backbone whose towers were never trained together": random_clip(seed, aligned=False),
         "an unaligned two_tower backbone": random_two_tower(seed),
         "an unaligned swin_bert backbone": random_swin_bert(seed),
+        "a vilt backbone": random_vilt(seed),
     }
     refused = []
     for what, backbone in variants.items():

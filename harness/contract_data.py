@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from petlbench.methods.backbones.base import DualEncoder
+from petlbench.methods.backbones.base import Backbone
 from petlbench.methods.base import Batch
 
 _CAPTIONS = (
@@ -20,10 +20,14 @@ _CAPTIONS = (
 _IMAGE_IDS = (0, 1, 2, 3, 4, 5, 6, 0)
 _TEXT_IDS = (0, 1, 2, 3, 4, 5, 1, 6)
 _LABELS = (0, 1, 2, 3, 4, -1, 1, 0)
+FALSE_CAPTIONS = 3
+"""False captions per picture, K."""
 
 
-def fake_batch(backbone: DualEncoder, seed: int = 0) -> Batch:
+def fake_batch(backbone: Backbone, seed: int = 0) -> Batch:
     """Eight pairs for a backbone; one picture and one caption string occur twice, one label is unknown.
+
+    Each picture comes with three captions that are false for it, for methods that score pairs.
 
     Args:
         backbone: Gives resolution and tokenizer; captions are padded to its whole context.
@@ -33,4 +37,22 @@ def fake_batch(backbone: DualEncoder, seed: int = 0) -> Batch:
     side = backbone.resolution
     pictures = torch.randn(max(_IMAGE_IDS) + 1, 3, side, side, generator=generator)
     ids = torch.tensor(_IMAGE_IDS)
-    return Batch(pictures[ids], backbone.tokenize(_CAPTIONS), ids, torch.tensor(_TEXT_IDS), torch.tensor(_LABELS))
+    tokens, texts = backbone.tokenize(_CAPTIONS), torch.tensor(_TEXT_IDS)
+    rows = torch.tensor([[row, *_false_for(row)] for row in range(len(_CAPTIONS))])
+    return Batch(
+        pictures[ids],
+        tokens,
+        ids,
+        texts,
+        torch.tensor(_LABELS),
+        candidates=tokens[rows.flatten()],
+        candidate_ids=texts[rows],
+    )
+
+
+def _false_for(row: int) -> list[int]:
+    """The next captions of other pictures with strings that this row's picture does not own."""
+    picture = _IMAGE_IDS[row]
+    own = {text for text, image in zip(_TEXT_IDS, _IMAGE_IDS, strict=True) if image == picture}
+    others = [(row + step) % len(_CAPTIONS) for step in range(1, len(_CAPTIONS))]
+    return [other for other in others if _TEXT_IDS[other] not in own][:FALSE_CAPTIONS]

@@ -16,7 +16,7 @@ from petlbench.harness.contract_outcome import Check, ContractError, NotApplicab
 from petlbench.harness.device import seed_everything
 from petlbench.harness.encode import inference
 from petlbench.harness.fit import load_trained
-from petlbench.methods.backbones.base import DualEncoder, Tokens
+from petlbench.methods.backbones.base import Backbone, DualEncoder, Tokens
 from petlbench.methods.base import Method, MethodConfig, names_in
 from petlbench.methods.recipe import LossConfig
 
@@ -41,7 +41,7 @@ class BackboneRun:
         seed: Seeds backbone, data, build and training.
     """
 
-    backbone: DualEncoder
+    backbone: Backbone
     model: nn.Module
     trainable: list[str]
     own: set[str]
@@ -51,7 +51,7 @@ class BackboneRun:
         cls: type[Method],
         config: MethodConfig,
         loss: LossConfig,
-        make: Callable[..., DualEncoder],
+        make: Callable[..., Backbone],
         subject: str,
         seed: int,
     ):
@@ -75,17 +75,23 @@ class BackboneRun:
                 ("gradients", self.gradients, False),
                 ("training", self.training, False),
                 ("frozen", self.frozen, False),
-                ("embeddings", self.embeddings, True),
-                ("deterministic", self.deterministic, False),
-                ("batch independence", self.batch_independence, False),
-                ("text padding", self.text_padding, False),
-                ("head_only", self.head_only, False),
-                ("save and load", self.save_and_load, False),
+                *self.of_results(),
             ):
                 checks.append(attempt(name, function, self.cls, self.subject))
                 if needed and checks[-1].outcome != "ok":
                     break
         return checks
+
+    def of_results(self) -> tuple[tuple[str, Callable[[], str], bool], ...]:
+        """Name, function, and whether the rest needs it, of the checks of what the method puts out."""
+        return (
+            ("embeddings", self.embeddings, True),
+            ("deterministic", self.deterministic, False),
+            ("batch independence", self.batch_independence, False),
+            ("text padding", self.text_padding, False),
+            ("head_only", self.head_only, False),
+            ("save and load", self.save_and_load, False),
+        )
 
     def accepts(self) -> str:
         """The method can sit here at all; else nothing more is asked of it."""
@@ -97,8 +103,9 @@ class BackboneRun:
         """Note what is needed of the untouched backbone, then build."""
         backbone = self.backbone
         images, tokens = self._inputs
-        self._before = audit.embed_untouched(backbone, self.batch, _CPU)
+        self._before = audit.outputs_untouched(self.method, backbone, self.batch, _CPU)
         if self.cls.head_only:
+            assert isinstance(backbone, DualEncoder)
             with inference(backbone, "fp32", _CPU):
                 self._pooled = backbone.image.pooled(images).clone(), backbone.text.pooled(tokens).clone()
         self._expected = self.method.expected_trainable(backbone)
@@ -133,7 +140,7 @@ class BackboneRun:
         """Step 0 equals the untouched backbone."""
         if not self.cls.identity_start:
             raise NotApplicable("not promised")
-        after = audit.embed_for_audit(self.method, self.model, self.batch, _CPU)
+        after = audit.outputs(self.method, self.model, self.batch, _CPU)
         audit.check_identity(self.method, self._before, after)
         return "step 0 is the untouched backbone"
 
@@ -251,6 +258,7 @@ class BackboneRun:
         if not self.cls.head_only:
             raise NotApplicable("not promised")
         images, tokens = self._inputs
+        assert isinstance(self.backbone, DualEncoder)
         with inference(self.backbone, "fp32", _CPU):
             now = self.backbone.image.pooled(images), self.backbone.text.pooled(tokens)
         if not (torch.equal(now[0], self._pooled[0]) and torch.equal(now[1], self._pooled[1])):
@@ -274,9 +282,7 @@ class BackboneRun:
         """The trained tensors, loaded into a model built anew, give the same embeddings."""
         stored = {n: p.detach().clone() for n, p in self.model.named_parameters() if n in set(self.trainable)}
         data = save(stored)
-        backbone = self.make(self.seed)
-        seed_everything(self.seed)
-        model = self.method.build(backbone)
+        model = self._built_anew()
         load_trained(model, load(data))
         images, tokens = self._inputs
         difference = self._far(self._encode(images, tokens, model))
@@ -287,6 +293,11 @@ class BackboneRun:
                 "fixed seed"
             )
         return f"{len(data):,} bytes" if stored else "nothing to store"
+
+    def _built_anew(self) -> nn.Module:
+        backbone = self.make(self.seed)
+        seed_everything(self.seed)
+        return self.method.build(backbone)
 
     @property
     def _inputs(self) -> tuple[Tensor, Tokens]:

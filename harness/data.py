@@ -16,8 +16,9 @@ from petlbench.datasets.augment import augment, normalise
 from petlbench.datasets.cache import CachedImages, prepare
 from petlbench.datasets.captions import cleaned
 from petlbench.datasets.split import Split
-from petlbench.harness.features import Pooled
-from petlbench.methods.backbones.base import DualEncoder, Tokens
+from petlbench.harness.false_captions import FalseCaptions
+from petlbench.harness.kept import NOTHING, Kept
+from petlbench.methods.backbones.base import Backbone, Tokens
 from petlbench.methods.base import Batch
 from petlbench.methods.recipe import Recipe
 
@@ -40,7 +41,7 @@ class SplitData:
     def open(
         cls,
         split: Split,
-        backbone: DualEncoder,
+        backbone: Backbone,
         captions: Literal["raw", "cleaned"] = "raw",
         workers: int | None = None,
     ) -> SplitData:
@@ -85,20 +86,23 @@ def epoch_order(split: Split, sampling: str, batch_size: int, seed: int, epoch: 
 
 def training_batches(
     data: SplitData,
-    backbone: DualEncoder,
+    backbone: Backbone,
     recipe: Recipe,
     seed: int,
     epoch: int,
     device: torch.device,
-    pooled: Pooled | None = None,
-    side: Tensor | None = None,
+    kept: Kept = NOTHING,
+    false: FalseCaptions | None = None,
 ) -> Iterator[Batch]:
-    """The batches of one epoch on ``device``; the next one is gathered while the current one is trained on."""
+    """The batches of one epoch on ``device``; the next one is gathered while the current one is trained on.
+
+    ``false`` draws the false captions of a method that scores pairs; it must be that of this seed and epoch.
+    """
     order = epoch_order(data.split, recipe.sampling, recipe.batch_size, seed, epoch)
     generator = torch.Generator(device=device).manual_seed(seed * 1_000_003 + epoch)
 
     def collect(rows: NDArray[np.int64]) -> Batch:
-        return make_batch(data, backbone, rows, recipe, device, generator, pooled, side)
+        return make_batch(data, backbone, rows, recipe, device, generator, kept, false)
 
     if device.type == "cpu":  # a second thread would only compete for the cores that train
         yield from map(collect, order)
@@ -113,17 +117,25 @@ def training_batches(
 
 def make_batch(
     data: SplitData,
-    backbone: DualEncoder,
+    backbone: Backbone,
     rows: NDArray[np.int64],
     recipe: Recipe,
     device: torch.device,
     generator: torch.Generator | None = None,
-    pooled: Pooled | None = None,
-    side: Tensor | None = None,
+    kept: Kept = NOTHING,
+    false: FalseCaptions | None = None,
 ) -> Batch:
     """Gather the pairs of the given captions; pictures travel as uint8 and are augmented and normalised on the device.
 
-    ``pooled`` and ``side`` are kept outputs of frozen towers and of a frozen side network, one row per picture of the split.
+    Args:
+        data: The split.
+        backbone: Gives normalisation and trimming.
+        rows: (B,) captions, by their places in the split.
+        recipe: Gives the augmentation.
+        device: Where the batch shall lie.
+        generator: Draws the augmentation; None leaves the pictures as they are.
+        kept: Outputs of frozen modules for the whole split, which stand in for pixels and words.
+        false: Draws false captions, for methods that score pairs.
     """
     split = data.split
     owner, text = split.owner[rows], split.text_ids[rows]
@@ -133,20 +145,37 @@ def make_batch(
         image_ids=torch.from_numpy(owner).to(device),
         text_ids=torch.from_numpy(text).to(device),
         labels=None if split.labels is None else torch.from_numpy(split.labels[owner]).to(device),
-        image_side=None if side is None else side[torch.from_numpy(owner)].to(device),
+        image_side=None if kept.side is None else kept.side[torch.from_numpy(owner)].to(device),
     )
-    if pooled is not None:
+    if kept.pooled is not None:
         return replace(
             batch,
-            image_pooled=pooled.image[torch.from_numpy(owner)].to(device),
-            text_pooled=pooled.text[torch.from_numpy(text)].to(device),
+            image_pooled=kept.pooled.image[torch.from_numpy(owner)].to(device),
+            text_pooled=kept.pooled.text[torch.from_numpy(text)].to(device),
+        )
+    candidates = None if false is None else torch.from_numpy(np.concatenate([text[:, None], false.draw(owner)], 1))
+    if kept.states is not None and candidates is not None:
+        pictures, texts = kept.states.images(torch.from_numpy(owner)), kept.states.texts(candidates.flatten())
+        return replace(
+            batch,
+            candidate_ids=candidates.to(device),
+            image_states={name: value.to(device) for name, value in pictures.items()},
+            candidate_states={name: value.to(device) for name, value in texts.items()},
         )
     raw = data.images.gather(owner).to(device, non_blocking=True)
     images = normalised(augment(raw, recipe.augmentation, generator) if generator else raw, backbone)
-    tokens = data.tokens[torch.from_numpy(text)]
-    return replace(batch, images=images, tokens=(tokens.trimmed() if backbone.trims_text else tokens).to(device))
+    batch = replace(batch, images=images, tokens=_words(data, backbone, torch.from_numpy(text)).to(device))
+    if candidates is None:
+        return batch
+    words = _words(data, backbone, candidates.flatten()).to(device)
+    return replace(batch, candidates=words, candidate_ids=candidates.to(device))
 
 
-def normalised(raw: Tensor, backbone: DualEncoder) -> Tensor:
+def _words(data: SplitData, backbone: Backbone, ids: Tensor) -> Tokens:
+    tokens = data.tokens[ids]
+    return tokens.trimmed() if backbone.trims_text else tokens
+
+
+def normalised(raw: Tensor, backbone: Backbone) -> Tensor:
     """(B, 3, R, R) uint8 to float by the backbone's own mean and deviation."""
     return normalise(raw, backbone.provenance.mean, backbone.provenance.std)

@@ -13,38 +13,38 @@ from pydantic_core import PydanticUndefined
 
 if TYPE_CHECKING:
     from petlbench.harness.variants import Size
-    from petlbench.methods.backbones.open_clip_model import OpenClipEncoder
+    from petlbench.methods.backbones.base import Backbone
     from petlbench.methods.base import Method
 
-Counted = Callable[["type[Method]", Mapping[str, Any], "OpenClipEncoder"], "Size"]
+Counted = Callable[["type[Method]", Mapping[str, Any], "Backbone"], "Size"]
 
 
-def overview(cls: type[Method], origin: str, backbone: OpenClipEncoder) -> dict[str, Any]:
+def overview(cls: type[Method], origin: str, backbone: Backbone) -> dict[str, Any]:
     """One row of the table; nothing is built, the count is the method's closed form.
 
     Args:
         cls: The method.
         origin: Where it comes from.
-        backbone: ViT-B/32 in shape only.
+        backbone: What it is counted on, in shape only (:func:`petlbench.harness.variants.reference`).
     """
     from petlbench.harness.variants import declared
 
     return _row(cls, origin, backbone, declared)
 
 
-def description(cls: type[Method], origin: str, backbone: OpenClipEncoder) -> dict[str, Any]:
+def description(cls: type[Method], origin: str, backbone: Backbone) -> dict[str, Any]:
     """Everything, with the sizes of the default form, of every preset and of every variant as measured by building it.
 
     Args:
         cls: The method.
         origin: Where it comes from.
-        backbone: ViT-B/32 in shape only.
+        backbone: What it is counted on, in shape only (:func:`petlbench.harness.variants.reference`).
     """
     from petlbench.harness.variants import measure as build_and_count
 
     known: dict[str, Size] = {}
 
-    def measure(cls: type[Method], options: Mapping[str, Any], backbone: OpenClipEncoder) -> Size:
+    def measure(cls: type[Method], options: Mapping[str, Any], backbone: Backbone) -> Size:
         form = cls.Config.model_validate(dict(options)).model_dump_json()  # presets and variants often share a form
         if form not in known:
             known[form] = build_and_count(cls, options, backbone)
@@ -55,7 +55,7 @@ def description(cls: type[Method], origin: str, backbone: OpenClipEncoder) -> di
     row["variants"] = {
         name: {
             "method": dict(variant.method),
-            **_size(measure(cls, variant.method, backbone)),
+            **_size(cls, measure(cls, variant.method, backbone)),
             "declared": variant.trainable,
             "note": variant.note,
         }
@@ -90,12 +90,15 @@ def fields_of(config: type[BaseModel]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _row(cls: type[Method], origin: str, backbone: OpenClipEncoder, counted: Counted) -> dict[str, Any]:
+def _row(cls: type[Method], origin: str, backbone: Backbone, counted: Counted) -> dict[str, Any]:
+    from petlbench.harness.variants import reference_name
+
     return {
         "name": cls.name,
         "title": cls.title,
         "family": cls.family,
-        **_size(counted(cls, {}, backbone)),
+        **_size(cls, counted(cls, {}, backbone)),
+        "counted_on": reference_name(cls),
         "backbones": ", ".join(cls.kinds),
         "presets": ", ".join(cls.presets),
         "origin": origin,
@@ -110,20 +113,20 @@ def _row(cls: type[Method], origin: str, backbone: OpenClipEncoder, counted: Cou
     }
 
 
-def _size(size: Size) -> dict[str, Any]:
+def _size(cls: type[Method], size: Size) -> dict[str, Any]:
     from petlbench.harness.variants import share
 
-    found: dict[str, Any] = {"trainable": size.trainable, "total": size.total, "percent": share(size.trainable)}
+    found: dict[str, Any] = {"trainable": size.trainable, "total": size.total, "percent": share(size.trainable, cls)}
     return found | ({"reason": size.reason} if size.reason else {})
 
 
-def _preset(cls: type[Method], name: str, backbone: OpenClipEncoder, measure: Counted) -> dict[str, Any]:
+def _preset(cls: type[Method], name: str, backbone: Backbone, measure: Counted) -> dict[str, Any]:
     from petlbench.methods.recipe import Recipe
 
     preset = cls.presets[name]
     options = cls.Config.model_validate(dict(preset.method)).model_dump(mode="json")
     recipe = Recipe.model_validate(dict(preset.train)).model_dump(mode="json")
-    return {"method": options, "train": recipe, **_size(measure(cls, preset.method, backbone))}
+    return {"method": options, "train": recipe, **_size(cls, measure(cls, preset.method, backbone))}
 
 
 def _attribute_docs(cls: type) -> dict[str, str]:

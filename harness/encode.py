@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from petlbench.methods.backbones.base import DualEncoder, Tokens
+from petlbench.methods.backbones.base import Backbone, Tokens
 
 if TYPE_CHECKING:
     from petlbench.harness.data import SplitData
@@ -31,7 +31,7 @@ def inference(model: nn.Module, precision: str, device: torch.device) -> Iterato
 
 def over_images(
     data: SplitData,
-    backbone: DualEncoder,
+    backbone: Backbone,
     encode: Callable[..., Tensor],
     device: torch.device,
     batch: int = EVAL_BATCH,
@@ -54,7 +54,7 @@ def over_images(
 
 def over_texts(
     data: SplitData,
-    backbone: DualEncoder,
+    backbone: Backbone,
     encode: Callable[[Tokens], Tensor],
     device: torch.device,
     batch: int = EVAL_BATCH,

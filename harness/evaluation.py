@@ -13,11 +13,12 @@ from petlbench.harness import adapters
 from petlbench.harness.device import choose_device, device_name, tune_process
 from petlbench.harness.evaluate import metrics_part
 from petlbench.harness.metrics import METRIC_VERSION
+from petlbench.harness.parts import Built, Parts, assemble, build
 from petlbench.harness.provenance import now, provenance
+from petlbench.harness.ranking import Ranking
 from petlbench.harness.record import MetricsPart, Record, RecordError, read_record
 from petlbench.harness.retrial import Places, trial_of
 from petlbench.harness.spec import Trial
-from petlbench.harness.trial import Built, Parts, assemble, build, rank
 from petlbench.methods import registry
 from petlbench.methods.backbones.weights_io import file_sha256, find_weights
 from petlbench.methods.base import Method, MethodError, count
@@ -194,7 +195,8 @@ def _measured(
     parts.backbone.to(device)
     built = build(parts, trial.spec.seed, device)
     source = fill(parts, built)
-    return parts, built, metrics_part(rank(parts, built.model, split, device)), source
+    ranking = Ranking(trial, parts, built.model, device)
+    return parts, built, metrics_part(ranking.rank(ranking.open(split))), source
 
 
 def _report(trial: Trial, split: str, fill: Fill, check: Callable[[Parts], None]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from petlbench.datasets.cache import cache_folder
 from petlbench.harness.encode import inference, over_images, over_texts
-from petlbench.methods.backbones.base import DualEncoder
+from petlbench.methods.backbones.base import Backbone, DualEncoder
 from petlbench.methods.base import Method
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def pooled_features(data: SplitData, backbone: DualEncoder, precision: str, devi
 
 
 def side_features(
-    data: SplitData, method: Method, model: nn.Module, backbone: DualEncoder, precision: str, device: torch.device
+    data: SplitData, method: Method, model: nn.Module, backbone: Backbone, precision: str, device: torch.device
 ) -> Tensor | None:
     """(N, S) output of a method's frozen side network for every picture, on the CPU; None where it has none.
 

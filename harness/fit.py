@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from petlbench.datasets.split import Split
 from petlbench.harness import metrics
 from petlbench.harness.checkpoint import Checkpoints, Progress
 from petlbench.harness.data import SplitData, epoch_order, training_batches
 from petlbench.harness.device import peak_memory, reset_peak_memory
 from petlbench.harness.engine import Engine
-from petlbench.harness.evaluate import MAIN_RULE, evaluate
-from petlbench.harness.features import Pooled
+from petlbench.harness.evaluate import MAIN_RULE
+from petlbench.harness.false_captions import FalseCaptions
+from petlbench.harness.kept import Kept
+from petlbench.harness.metrics import Ranks
 from petlbench.harness.spec import TrialSpec
-from petlbench.methods.backbones.base import DualEncoder
+from petlbench.methods.backbones.base import Backbone
 from petlbench.methods.base import Method
+from petlbench.methods.pair import PairMethod
 from petlbench.methods.recipe import Recipe
 
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a fit may see: the training split, and the split that selects. Never the test split."""
-
-    train: SplitData
-    select: SplitData
-    train_pooled: Pooled | None = None
-    select_pooled: Pooled | None = None
-    train_side: Tensor | None = None
-    """(N, S) kept outputs of a frozen side network, where no augmentation changes the pictures."""
-    select_side: Tensor | None = None
 
 
 def fit(
@@ -43,10 +33,12 @@ def fit(
     recipe: Recipe,
     method: Method,
     model: nn.Module,
-    backbone: DualEncoder,
+    backbone: Backbone,
     trainable: list[str],
     new_heads: set[str],
-    study: Study,
+    train: SplitData,
+    kept: Kept,
+    validate: Callable[[], Ranks],
     checkpoints: Checkpoints,
     report: Report,
     device: torch.device,
@@ -61,7 +53,9 @@ def fit(
         backbone: The backbone that gives resolution, normalisation and trimming.
         trainable: Names of all trained parameters, new joining heads included.
         new_heads: The joining heads among them.
-        study: Training and selection data.
+        train: The training split.
+        kept: Outputs of frozen modules for it, which augmentation does not change.
+        validate: Ranks the split that selects, with the model as it is. The test split never comes here.
         checkpoints: Where epochs are saved; training goes on from the newest one there.
         report: Called after every epoch.
         device: Where the model lies.
@@ -69,7 +63,7 @@ def fit(
     Raises:
         TrainingError: The loss is not finite, or a checkpoint does not fit.
     """
-    steps_per_epoch = len(epoch_order(study.train.split, recipe.sampling, recipe.batch_size, spec.seed, 1))
+    steps_per_epoch = len(epoch_order(train.split, recipe.sampling, recipe.batch_size, spec.seed, 1))
     engine = Engine(
         model=model,
         method=method,
@@ -88,7 +82,7 @@ def fit(
         for epoch in range(progress.epoch + 1, recipe.epochs + 1):
             # Dropout and anything else random depends on seed and epoch only, so a resumed trial repeats exactly.
             torch.manual_seed(spec.seed * 1_000_003 + epoch)
-            line = _train_epoch(engine, model, spec, recipe, backbone, study, epoch, device)
+            line = _train_epoch(engine, model, method, spec, recipe, backbone, train, kept, epoch, device)
             progress.epoch, progress.steps = epoch, progress.steps + steps_per_epoch
             progress.train_s += line["seconds"]
             allocated, reserved = peak_memory(device)
@@ -96,10 +90,8 @@ def fit(
             progress.peak_reserved = max(progress.peak_reserved, reserved)
             if epoch % spec.protocol.validate_every == 0 or epoch == recipe.epochs:
                 started = time.perf_counter()
-                kept = study.select_pooled, study.select_side
-                ranks = evaluate(method, model, backbone, study.select, recipe.precision, device, *kept)
+                line["val_mR"] = metrics.recalls(validate(), MAIN_RULE)["mR"]
                 progress.eval_s += time.perf_counter() - started
-                line["val_mR"] = metrics.recalls(ranks, MAIN_RULE)["mR"]
                 better = progress.best_mR is None or line["val_mR"] > progress.best_mR
                 if better or spec.protocol.selection == "last":
                     progress.best_epoch, progress.best_mR = epoch, line["val_mR"]
@@ -113,6 +105,13 @@ def fit(
     return progress
 
 
+def false_captions(method: Method, split: Split, seed: int, epoch: int) -> FalseCaptions | None:
+    """What draws the false captions of an epoch; None for methods that do not score pairs."""
+    if not isinstance(method, PairMethod):
+        return None
+    return FalseCaptions(split, method.config.false_captions, method.config.own_as_false, seed, epoch)
+
+
 def load_trained(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Copy trained tensors into the model by name."""
     parameters = dict(model.named_parameters())
@@ -124,10 +123,12 @@ def load_trained(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 def _train_epoch(
     engine: Engine,
     model: nn.Module,
+    method: Method,
     spec: TrialSpec,
     recipe: Recipe,
-    backbone: DualEncoder,
-    study: Study,
+    backbone: Backbone,
+    train: SplitData,
+    kept: Kept,
     epoch: int,
     device: torch.device,
 ) -> dict[str, Any]:
@@ -136,8 +137,8 @@ def _train_epoch(
     sums: dict[str, float] = {}
     steps = 0
     lr = engine.lr()
-    kept = study.train_pooled, study.train_side
-    for batch in training_batches(study.train, backbone, recipe, spec.seed, epoch, device, *kept):
+    false = false_captions(method, train.split, spec.seed, epoch)
+    for batch in training_batches(train, backbone, recipe, spec.seed, epoch, device, kept, false):
         lr = engine.lr()
         for name, value in engine.step(batch).items():
             sums[name] = sums.get(name, 0.0) + value

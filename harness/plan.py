@@ -15,7 +15,7 @@ from petlbench.datasets.split import SPLITS, Split
 from petlbench.datasets.validation import suggest
 from petlbench.harness.experiment import Experiment, ExperimentError, merged
 from petlbench.harness.record import RecordError, find_records, read_record, record_path
-from petlbench.harness.spec import Named, Paths, Trial, TrialSpec
+from petlbench.harness.spec import OWN, FirstStage, Named, Paths, ProtocolConfig, Trial, TrialSpec
 
 if TYPE_CHECKING:
     from petlbench.methods.backbones.registry import BackboneInfo
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 WEIGHT_OPTIONS = ("weights", "text_weights")
 """Backbone options that may name local files; their content, not their path, enters the spec."""
 
+JOINT_KINDS = ("vilt",)
+"""Kinds of backbone that score pairs and have no dual encoder inside."""
+
 HASHED = "sha256:"
 """Begins the value of an option that stands for a file by its content."""
 
 METHOD_FILES = ("prior_weights",)
 """Likewise the options of a method that may name the weights of a frozen network beside the backbone."""
 
-PATH_OPTIONS = ("annotations", "image_dir", "val_images")
+PATH_OPTIONS = ("annotations", "image_dir", "val_images", "karpathy_json")
 """Data set options that may name files outside the set's folder."""
 
 RECORDED = "recorded"
@@ -102,7 +105,7 @@ def make_plan(
     backbones = [_backbone(name, experiment) for name in dict.fromkeys(experiment.backbones)]
 
     planned: dict[str, Planned] = {}
-    refused: list[tuple[str, str]] = []
+    refused: dict[tuple[str, str], tuple[str, str, bool]] = {}
     for dataset, card in cards.items():
         data, root, local, splits = _dataset(dataset, card, experiment)
         of_set: dict[str, Planned] = {}  # by spec id, so that a seed given twice runs once
@@ -111,9 +114,15 @@ def make_plan(
                 cls = classes[name]
                 reason = _refusal(cls, info, experiment.preset)
                 if reason:
-                    refused.append((f"{name}/{card.name}/{info.name}", reason))
+                    # Where an experiment has several kinds of backbone, each method is for some of them; that is no news.
+                    foreign = info.kind not in cls.kinds
+                    refused[f"{name}/{card.name}/{info.name}", reason] = (name, card.name, foreign)
                     continue
                 config, recipe = settings[name]
+                protocol, stage, reason = _rerank(cls, info, card.name, splits, experiment)
+                if reason:
+                    refused[f"{name}/{card.name}/{info.name}", reason] = (name, card.name, False)
+                    continue
                 config, files = _by_content(config, METHOD_FILES)
                 # A method that trains nothing gives the same numbers for every seed.
                 for seed in experiment.seeds if cls.trains else experiment.seeds[:1]:
@@ -123,7 +132,7 @@ def make_plan(
                         backbone=backbone,
                         train=recipe,
                         engine=experiment.engine,
-                        protocol=experiment.protocol,
+                        protocol=protocol,
                         seed=seed,
                     )
                     paths = Paths(
@@ -134,6 +143,7 @@ def make_plan(
                         dataset_card=_absolute(dataset) if dataset.endswith((".yaml", ".yml")) else dataset,
                         weights=weights,
                         method_files=files,
+                        first_stage=stage,
                         plugins=plugins,
                         command=command or [],
                     )
@@ -142,7 +152,11 @@ def make_plan(
             for image in (image for split in splits.values() for image in split.images):
                 image.fingerprint()  # touches the file's entry, not its content
         planned |= of_set
-    return Plan(list(planned.values()), refused)
+    fitting = {(p.trial.spec.method.name, p.trial.spec.dataset.name) for p in planned.values()}
+    told = [
+        line for line, (method, dataset, foreign) in refused.items() if not (foreign and (method, dataset) in fitting)
+    ]
+    return Plan(list(planned.values()), told)
 
 
 def _absolute(path: str) -> str:
@@ -240,6 +254,80 @@ def _method(name: str, cls: type[Method], experiment: Experiment) -> tuple[dict[
     if not cls.trains:  # the recipe of a method without training must not split its results
         recipe = Recipe(epochs=0)
     return config.model_dump(mode="json"), recipe.model_dump(mode="json")
+
+
+def _rerank(
+    cls: type[Method], info: BackboneInfo, dataset: str, splits: dict[str, Split], experiment: Experiment
+) -> tuple[ProtocolConfig, FirstStage | None, str | None]:
+    """The protocol of one method, what ranks first in it, and why that cannot be."""
+    from petlbench.methods.pair import PairMethod
+
+    asked = experiment.protocol.rerank
+    if asked is None or not issubclass(cls, PairMethod):  # a dual encoder's own ranking is exact
+        return experiment.protocol.model_copy(update={"rerank": None}), None, None
+    if asked.first == OWN:
+        if info.kind in JOINT_KINDS:
+            reason = (
+                f"protocol.rerank.first is `{OWN}`, but {info.name} has no dual encoder of its own; give the record of one "
+                "on the same data set, protocol.rerank.first=RECORD.json"
+            )
+            return experiment.protocol, None, reason
+        return experiment.protocol, None, None
+    stage = _first_stage(Path(asked.first).expanduser().absolute(), dataset, splits, experiment)
+    named = asked.model_copy(update={"first": stage.trial.spec.spec_id})
+    return experiment.protocol.model_copy(update={"rerank": named}), stage, None
+
+
+def _first_stage(path: Path, dataset: str, splits: dict[str, Split], experiment: Experiment) -> FirstStage:
+    from petlbench.harness.retrial import Places, trial_of
+    from petlbench.methods import registry
+    from petlbench.methods.pair import PairMethod
+
+    where = experiment.place("protocol", "rerank", "first")
+    if not path.is_file():
+        raise ExperimentError(
+            f"{where}: key `protocol.rerank.first`: {path} is no file; expected `{OWN}` or the record (.json) of a dual "
+            "encoder on the same data set, as `benchmark run` writes it"
+        )
+    record = read_record(path)
+    if record.status != "ok" or record.data is None:
+        raise ExperimentError(f"{where}: key `protocol.rerank.first`: the trial of {path} did not finish; run it again")
+    same = record.data.name == dataset and all(
+        name in splits and splits[name].sha256 == part.sha256 for name, part in record.data.splits.items()
+    )
+    if not same:
+        raise ExperimentError(
+            f"{where}: key `protocol.rerank.first`: {path} is of data set {record.data.name} with other splits than "
+            f"{dataset} here; choose a record of the same data set and splits, or run one"
+        )
+    card = _own_card(experiment, dataset)
+    section = experiment.dataset.get(dataset) or experiment.dataset.get(card or "", {})
+    places = Places(
+        card=card and _absolute(card),
+        dataset={dataset: {key: value for key, value in section.items() if key in ("root", *PATH_OPTIONS)}},
+        backbone={key: value for key, value in experiment.backbone.items() if key == record.spec["backbone"]["name"]},
+        plugins=tuple(experiment.plugins),
+    )
+    trial = trial_of(record, path, places)
+    cls = registry.load(registry.discover(experiment.plugins)[trial.spec.method.name])
+    if issubclass(cls, PairMethod):
+        raise ExperimentError(
+            f"{where}: key `protocol.rerank.first`: {trial.spec.method.name} scores pairs itself; a first stage must be a "
+            "dual encoder, whose scores of a whole split are cheap"
+        )
+    weights = record.artifacts.get("weights")
+    if weights is not None and not path.with_name(weights).exists():
+        raise ExperimentError(
+            f"{where}: key `protocol.rerank.first`: the trained tensors {weights} of {path} are not beside it; they are not "
+            "kept in version control, so run that trial again (--force) or copy them"
+        )
+    return FirstStage(record=str(path), trial=trial)
+
+
+def _own_card(experiment: Experiment, dataset: str) -> str | None:
+    """The card of a data set as the experiment names it, where that is by path; None for ours."""
+    paths = [name for name in experiment.datasets if name.endswith((".yaml", ".yml"))]
+    return next((name for name in paths if load_card(name).name == dataset), None)
 
 
 def _known_preset(preset: str, classes: Mapping[str, type[Method]]) -> None:

@@ -26,6 +26,9 @@ class Display(Protocol):
     def epoch(self, planned: Planned, line: dict[str, Any]) -> None:
         """A trial has finished an epoch; ``line`` is what the fit reports."""
 
+    def scoring(self, planned: Planned, line: dict[str, Any]) -> None:
+        """A trial scores pairs; ``line`` holds ``pairs``, ``done``, ``pairs_per_s`` and ``left_s`` of the split at hand."""
+
     def finished(self, planned: Planned) -> None:
         """A trial has its record."""
 
@@ -45,6 +48,7 @@ class _Row:
     loss: float | None = None
     val_mR: float | None = None
     best_mR: float | None = None
+    scoring: str = ""
 
 
 class _Counting:
@@ -72,6 +76,13 @@ class _Counting:
         row.epoch, row.epochs = line["epoch"], line["epochs"]
         row.loss, row.best_mR = line.get("loss"), line.get("best_mR")
         row.val_mR = line.get("val_mR", row.val_mR)
+        row.scoring = ""
+
+    def scoring(self, planned: Planned, line: dict[str, Any]) -> None:
+        row = self.rows.setdefault(planned.trial.spec.spec_id, _Row(planned.trial.spec.label, time.monotonic()))
+        row.scoring = (
+            f"{line['done']:,} of {line['pairs']:,} pairs, {line['pairs_per_s']:,.0f}/s, {_clock(line['left_s'])} left"
+        )
 
     def finished(self, planned: Planned) -> None:
         self._leave(planned)
@@ -121,8 +132,8 @@ class LiveDisplay(_Counting):
 
     def _draw(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for name in ("running", "epoch", "loss", "val mR", "best mR", "time"):
-            table.add_column(name, justify="left" if name == "running" else "right", no_wrap=True)
+        for name in ("running", "epoch", "loss", "val mR", "best mR", "time", "scoring"):
+            table.add_column(name, justify="left" if name in ("running", "scoring") else "right", no_wrap=True)
         for row in self.rows.values():
             table.add_row(
                 row.label,
@@ -131,6 +142,7 @@ class LiveDisplay(_Counting):
                 _number(row.val_mR, 2),
                 _number(row.best_mR, 2),
                 _clock(time.monotonic() - row.started),
+                row.scoring,
             )
         return Group(Text(self.summary(), style="bold"), table)
 
@@ -153,6 +165,11 @@ class PlainDisplay(_Counting):
             f"{row.label} epoch {row.epoch}/{row.epochs} loss {_number(row.loss, 4)} val mR {_number(row.val_mR, 2)}"
             f" best {_number(row.best_mR, 2)}"
         )
+
+    def scoring(self, planned: Planned, line: dict[str, Any]) -> None:
+        super().scoring(planned, line)
+        row = self.rows[planned.trial.spec.spec_id]
+        self._say(f"{row.label} scores {row.scoring}")
 
     def finished(self, planned: Planned) -> None:
         super().finished(planned)

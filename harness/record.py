@@ -8,11 +8,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from petlbench.errors import PetlbenchError
+from petlbench.harness.record_scoring import Part, QueryPart, TwoStagePart
 
 SCHEMA: Literal[1] = 1
 RECORD_SUFFIX = ".json"
@@ -23,11 +24,7 @@ class RecordError(PetlbenchError):
     """A record is unreadable, invalid or of an unknown version."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class MethodPart(_Part):
+class MethodPart(Part):
     """Which code was tested."""
 
     name: str
@@ -38,7 +35,7 @@ class MethodPart(_Part):
     """Of the method's source file."""
 
 
-class SplitPart(_Part):
+class SplitPart(Part):
     """One split as it was used."""
 
     images: int
@@ -51,7 +48,7 @@ class SplitPart(_Part):
     """Expected recalls of an oracle that knows only the scene class, percent."""
 
 
-class DataPart(_Part):
+class DataPart(Part):
     """Which data was used."""
 
     name: str
@@ -60,7 +57,7 @@ class DataPart(_Part):
     splits: dict[str, SplitPart]
 
 
-class SelectionPart(_Part):
+class SelectionPart(Part):
     """How the evaluated weights were chosen."""
 
     rule: Literal["best_val", "last", "test_max", "none"]
@@ -71,7 +68,7 @@ class SelectionPart(_Part):
     """Configurations tried on validation to find this one, itself included."""
 
 
-class MetricsPart(_Part):
+class MetricsPart(Part):
     """Recalls of one split, percent."""
 
     recalls: dict[str, float]
@@ -81,9 +78,21 @@ class MetricsPart(_Part):
     metric_version: int
     scoring: Literal["embeddings", "pairs", "two_stage"] = "embeddings"
     """``embeddings``: dot products; ``pairs``: a cross encoder scored every pair; ``two_stage``: only a shortlist."""
+    two_stage: TwoStagePart | None = None
+    """Present exactly where ``scoring`` is ``two_stage``."""
+
+    @model_validator(mode="after")
+    def _labelled(self) -> Self:
+        if (self.scoring == "two_stage") != (self.two_stage is not None):
+            found = "is missing" if self.two_stage is None else "is given"
+            raise ValueError(
+                f"`scoring` is {self.scoring}, but `two_stage` {found}: a shortlist's recalls need its size and its "
+                "first stage beside them, and other recalls have none"
+            )
+        return self
 
 
-class ParamsPart(_Part):
+class ParamsPart(Part):
     """Sizes, in scalars unless said otherwise."""
 
     trained: int
@@ -95,7 +104,7 @@ class ParamsPart(_Part):
     """Size of the trained tensors on disk (safetensors)."""
 
 
-class CostPart(_Part):
+class CostPart(Part):
     """Measured cost; bytes and seconds."""
 
     train_s: float
@@ -113,9 +122,11 @@ class CostPart(_Part):
     cached_features: bool = False
     """Frozen towers were run once and their pooled outputs kept (their cost is in ``cache_s``)."""
     cache_s: float = 0.0
+    query: QueryPart | None = None
+    """Of the test evaluation; None in records from before it was measured."""
 
 
-class EpochPart(_Part):
+class EpochPart(Part):
     """One line of the learning curve."""
 
     epoch: int
@@ -126,7 +137,7 @@ class EpochPart(_Part):
     seconds: float
 
 
-class ErrorPart(_Part):
+class ErrorPart(Part):
     """Why a trial failed."""
 
     type: str
@@ -134,7 +145,7 @@ class ErrorPart(_Part):
     traceback: str
 
 
-class Record(_Part):
+class Record(Part):
     """Schema version 1. See ``results/README.md``."""
 
     schema_version: Literal[1] = SCHEMA

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from petlbench.harness.adapters import About
 from petlbench.harness.experiment import EMBEDDED, ExperimentError, load_experiment, parse_assignment
 from petlbench.harness.plan import HASHED, METHOD_FILES, PATH_OPTIONS, WEIGHT_OPTIONS, content_sha256, make_plan
 from petlbench.harness.provenance import command_line
-from petlbench.harness.record import Record, RecordError
-from petlbench.harness.spec import Paths, Trial, TrialSpec
+from petlbench.harness.record import Record, RecordError, find_records, read_record
+from petlbench.harness.spec import OWN, FirstStage, Paths, Trial, TrialSpec
 from petlbench.methods import registry
 from petlbench.methods.backbones.base import BackboneError
 from petlbench.methods.backbones.registry import describe_backbone
@@ -102,6 +102,7 @@ def trial_of(record: Record, path: Path, places: Places) -> Trial:
             weights=_weights(record, path, spec, places.backbone.get(spec.backbone.name, {})),
             method_files=_method_files(path, spec, places.method.get(spec.method.name, {})),
             plugins=list(places.plugins),
+            first_stage=_first_stage(spec, path, places),
             threads=record.cost.threads if record.cost else 1,
         ),
     )
@@ -175,6 +176,24 @@ def _readable(record: Record, path: Path, places: Places) -> TrialSpec:
             + (f", commit {commit[:12]}" if commit else "")
         ) from error
     return spec
+
+
+def _first_stage(spec: TrialSpec, path: Path, places: Places) -> FirstStage | None:
+    """The record that ranked first in a two-stage scoring, found by its identity in the same results folder."""
+    rerank = spec.protocol.rerank
+    if rerank is None or rerank.first == OWN:
+        return None
+    root = path.absolute().parents[2]
+    for other in find_records(root):
+        if other.stem.endswith(rerank.first[:8]):
+            found = read_record(other)
+            if found.spec_id == rerank.first:
+                theirs = replace(places, backbone={}, method={})
+                return FirstStage(record=str(other.absolute()), trial=trial_of(found, other, theirs))
+    raise RecordError(
+        f"{path}: its shortlist came from the trial {rerank.first[:12]}, whose record is not under {root}; put that record "
+        "and its trained tensors there"
+    )
 
 
 def _known(sections: Mapping[str, Any], name: str, what: str) -> None:

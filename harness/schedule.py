@@ -184,6 +184,8 @@ def _callback(display: Display, by_id: dict[str, Planned]) -> Any:
         ) -> None:
             if "epoch" in result:
                 self._tell("epoch", trial, result)
+            elif "pairs" in result:
+                self._tell("scoring", trial, result)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             self._tell("finished", trial)

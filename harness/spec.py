@@ -6,7 +6,10 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+OWN = "own"
+"""As first stage of a two-stage scoring: the dual encoder that the method itself sits on."""
 
 
 class _Part(BaseModel):
@@ -20,6 +23,18 @@ class EngineConfig(_Part):
     """ZeRO stage; above 0 optimiser state (and gradients) are partitioned over ranks."""
 
 
+class RerankConfig(_Part):
+    """Two-stage scoring: a dual encoder's best candidates are scored by a method that scores pairs."""
+
+    k: int = Field(32, ge=1)
+    """Candidates per query: captions of a picture, and pictures of a caption."""
+    first: str = OWN
+    """``own``: the cosine of the dual encoder below the method. Else the record of a dual encoder on the same data set, whose
+    stored weights rank first; in a spec its ``spec_id``."""
+    sample: int = Field(32, ge=0)
+    """Queries per direction that are also scored exactly, to measure what the shortlist loses."""
+
+
 class ProtocolConfig(_Part):
     """How the evaluated weights are chosen and measured."""
 
@@ -28,6 +43,14 @@ class ProtocolConfig(_Part):
     in every record and never shares a table with the others."""
     validate_every: int = Field(1, ge=1)
     """Epochs between validations."""
+    rerank: RerankConfig | None = None
+    """For methods that score pairs; None scores every pair."""
+
+    @model_serializer(mode="wrap")
+    def _only_if_asked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Specs from before this setting, and all that do not use it, keep their identity.
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "rerank" or value is not None}
 
 
 class Named(_Part):
@@ -77,6 +100,8 @@ class Paths(_Part):
     method_files: dict[str, str] = Field(default_factory=dict)
     """Method option to local weight file."""
     plugins: list[str] = Field(default_factory=list)
+    first_stage: FirstStage | None = None
+    """For two-stage scoring by another record."""
     threads: int = 1
     concurrent_trials: int = 1
     command: list[str] = Field(default_factory=list)
@@ -87,3 +112,14 @@ class Trial(_Part):
 
     spec: TrialSpec
     paths: Paths
+
+
+class FirstStage(_Part):
+    """The dual encoder that ranks before a method that scores pairs."""
+
+    record: str
+    """Absolute path of its record; its trained tensors lie beside it."""
+    trial: Trial
+
+
+Paths.model_rebuild()

@@ -12,6 +12,7 @@ from petlbench.leaderboard import statistics
 from petlbench.leaderboard.group import Setting
 from petlbench.leaderboard.load import canonical
 from petlbench.leaderboard.row import MIN_SEEDS, Row, cost_conditions
+from petlbench.leaderboard.scoring import SHORTLISTED, explain_query, explain_scoring, shortlist_note
 
 FEW_SEEDS, WITHIN_NOISE, SEEDS_OVERLAP = "†", "≈", "◦"
 
@@ -34,11 +35,6 @@ _TIES = {
     "expected": "averaged over all orders of the tied items",
     "duplicate_aware": "index order, accepting an equal caption string as right",
 }
-_SCORING = {
-    "embeddings": "dot products of normalised embeddings",
-    "pairs": "a cross encoder that scored every pair",
-    "two_stage": "a cross encoder that scored a shortlist only",
-}
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,11 @@ class Options:
 
 def is_toy(dataset: str, backbones: Sequence[str]) -> bool:
     """Whether scores come from a made-up domain."""
-    return dataset == "scenes" or any(name.startswith("tiny-clip") for name in backbones)
+    return dataset == "scenes" or any(name.startswith(("tiny-clip", "tiny-vilt")) for name in backbones)
 
 
 def explain(setting: Setting, rows: Sequence[Row], tested: int, options: Options) -> list[tuple[str, str]]:
-    """Term and explanation: data, backbone, selection, ties, spread, interval, test, marks, toy warning."""
+    """Term and explanation: data, backbone, selection, ties, scoring, spread, interval, test, query, marks, toy warning."""
     records = [entry.record for row in rows for entry in row.group.entries]
     backbones = sorted({str(record.spec["backbone"]["name"]) for record in records})
     data = max((record.data for record in records if record.data), key=lambda d: len(d.splits))
@@ -72,6 +68,7 @@ def explain(setting: Setting, rows: Sequence[Row], tested: int, options: Options
         ("Backbone", _backbone(backbones, records[0].backbone or {})),
         ("Selection", f"{setting.rule}: {_RULES[setting.rule]}"),
         ("Ties", _ties(setting)),
+        ("Scoring", explain_scoring({record.metrics["test"].scoring for record in records})),
         ("n and ±", "n is the number of seeds; ± is the sample standard deviation (divisor n - 1) over them."),
         (
             "95 %",
@@ -89,6 +86,7 @@ def explain(setting: Setting, rows: Sequence[Row], tested: int, options: Options
                 f"without {WITHIN_NOISE} differs from the best on these images.",
             )
         )
+    facts.append(("ms/query", explain_query(data.splits["test"].images)))
     if marks := _marks(rows):
         facts.append(("Marks", marks))
     if is_toy(setting.dataset, backbones):
@@ -107,7 +105,9 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     differing = {name: values for name, values in conditions.items() if len(values) > 1}
     if differing:
         listed = "; ".join(f"{name}: {_listing(values)}" for name, values in differing.items())
-        notes.append(f"Memory, samples/s and seconds do not compare across all rows, which differ in {listed}.")
+        notes.append(
+            f"Memory, samples/s, seconds and ms/query do not compare across all rows, which differ in {listed}."
+        )
     if any(value != 1 for value in conditions["concurrent trials"]):
         notes.append(
             "Some trials ran beside others on the machine, which slows them; time them alone for a cost claim."
@@ -120,6 +120,8 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if len({entry.record.method.sha256 for entry in row.group.entries}) > 1:
             notes.append(f"{row.label}: the method's file changed between the seeds.")
+        if row.two_stage is not None:
+            notes.append(shortlist_note(row.label, row.two_stage, row.n))
         if row.contributions is None:
             notes.append(f"{row.label}: no usable ranks beside the record, so no interval and no test.")
     return notes
@@ -144,8 +146,7 @@ def _backbone(names: Sequence[str], provenance: dict[str, Any]) -> str:
 
 def _ties(setting: Setting) -> str:
     return (
-        f"{setting.tie_rule}: {_TIES.get(setting.tie_rule, 'see the record')}; scores are {_SCORING[setting.scoring]}; "
-        f"metric version {setting.metric_version}."
+        f"{setting.tie_rule}: {_TIES.get(setting.tie_rule, 'see the record')}; metric version {setting.metric_version}."
     )
 
 
@@ -155,6 +156,11 @@ def _marks(rows: Sequence[Row]) -> str:
         said.append(f"{WITHIN_NOISE} the difference from the best row is within the noise of the test images.")
     if any(row.seeds_overlap and not row.within_noise for row in rows):
         said.append(f"{SEEDS_OVERLAP} differs from the best row on these images, but their ranges over seeds overlap.")
+    if any(row.two_stage for row in rows):
+        said.append(
+            f"{SHORTLISTED} only a shortlist was scored, so the first stage bounds the recalls; against an exact row this "
+            "compares two systems, not two scorers (see the row's note)."
+        )
     if any(row.few_seeds for row in rows):
         said.append(f"{FEW_SEEDS} fewer than {MIN_SEEDS} seeds: no interval, and ± says little.")
     return " ".join(said)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from petlbench.harness.record_scoring import SamplePart, TwoStagePart
 from petlbench.leaderboard.load import METRICS, canonical
 from petlbench.leaderboard.row import Row, cost_conditions
 from petlbench.leaderboard.table import Board, Table
@@ -19,10 +20,11 @@ def to_frame(board: Board) -> pd.DataFrame:
     """Tables in the order of the board, rows in the order of their rank; an empty board has the columns too.
 
     Columns ending in ``_pct`` are percent, ``_bytes`` bytes, ``_s`` seconds, ``_per_s`` per second, ``_px`` pixels,
-    ``_params`` numbers of scalars. What was not measured is missing. Several values of one row are joined by ``;``.
+    ``_params`` numbers of scalars, ``_pairs`` pairs scored. What was not measured is missing. Several values of one row
+    are joined by ``;``.
     """
     frame = pd.DataFrame(_rows(board), columns=list(COLUMNS))
-    return frame.astype({"peak_memory_bytes": "Int64"})  # whole numbers stay whole beside a missing one
+    return frame.astype(dict.fromkeys(_WHOLE, "Int64"))  # whole numbers stay whole beside a missing one
 
 
 def to_json(board: Board) -> str:
@@ -77,6 +79,18 @@ def _sd(metric: str) -> Cell:
     return lambda table, row: row.sd[metric]
 
 
+def _two_stage(of: Callable[[TwoStagePart], Any]) -> Cell:
+    return lambda table, row: of(row.two_stage) if row.two_stage else None
+
+
+def _sample(of: Callable[[SamplePart], Any]) -> Cell:
+    return _two_stage(lambda stage: of(stage.sample) if stage.sample else None)
+
+
+def _query(name: str) -> Cell:
+    return lambda table, row: getattr(row.query, name) if row.query else None
+
+
 COLUMNS: dict[str, Cell] = {
     "dataset": lambda table, row: table.setting.dataset,
     "test_sha256": lambda table, row: table.setting.test_sha256,
@@ -87,13 +101,23 @@ COLUMNS: dict[str, Cell] = {
     "backbone_resolution_px": _backbone("resolution"),
     "table_selection": lambda table, row: table.setting.rule,
     "tie_rule": lambda table, row: table.setting.tie_rule,
-    "scoring": lambda table, row: table.setting.scoring,
     "metric_version": lambda table, row: table.setting.metric_version,
     "rank": lambda table, row: row.rank,
     "method": lambda table, row: row.group.method,
     "label": lambda table, row: row.label,
     "title": lambda table, row: row.title,
     "origin": lambda table, row: row.group.identity["origin"],
+    "scoring": lambda table, row: row.group.entries[0].record.metrics["test"].scoring,
+    "two_stage_k": _two_stage(lambda stage: stage.k),
+    "first_stage": _two_stage(lambda stage: stage.first_stage),
+    "first_stage_spec_id": _two_stage(lambda stage: stage.first_stage_spec_id),
+    "first_stage_i2t_recall_at_k_pct": _two_stage(lambda stage: stage.bound.i2t_rk),
+    "first_stage_t2i_recall_at_k_pct": _two_stage(lambda stage: stage.bound.t2i_rk),
+    "two_stage_pairs": _two_stage(lambda stage: stage.pairs),
+    "sample_images": _sample(lambda sample: sample.images),
+    "sample_captions": _sample(lambda sample: sample.captions),
+    "sample_exact_mR_pct": _sample(lambda sample: sample.exact.get("mR")),
+    "sample_two_stage_mR_pct": _sample(lambda sample: sample.two_stage.get("mR")),
     "selection": lambda table, row: _joined(row.rules),
     "tuning_trials": lambda table, row: _joined(row.tuning_trials),
     "n_seeds": lambda table, row: row.n,
@@ -119,6 +143,13 @@ COLUMNS: dict[str, Cell] = {
     "train_s": lambda table, row: row.train_s,
     "eval_s": lambda table, row: row.eval_s,
     "cache_s": lambda table, row: row.cache_s,
+    "query_t2i_s": _query("t2i_s"),
+    "query_i2t_s": _query("i2t_s"),
+    "query_t2i_pairs": _query("pairs_per_query_t2i"),
+    "query_i2t_pairs": _query("pairs_per_query_i2t"),
+    "image_encode_s": _query("image_encode_s"),
+    "text_encode_s": _query("text_encode_s"),
+    "pair_s": _query("pair_s"),
     "cost_device": _cost("device"),
     "cost_threads": _cost("threads"),
     "cost_concurrent_trials": _cost("concurrent trials"),
@@ -129,3 +160,5 @@ COLUMNS: dict[str, Cell] = {
     "spec_json": lambda table, row: canonical(row.group.identity["spec"]),
 }
 """Column name to the value of a row, in the order of the file."""
+
+_WHOLE = ("peak_memory_bytes", "two_stage_k", "two_stage_pairs", "sample_images", "sample_captions")

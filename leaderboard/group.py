@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from petlbench.leaderboard.load import Entry, canonical
+from petlbench.leaderboard.scoring import label
 
 UNTRAINED = "none"
 """Selection rule of a record in which nothing was chosen; it fits beside rows of any rule."""
 
 _PREFIXES = ("method.options.", "dataset.options.", "backbone.options.", "train.", "engine.", "protocol.")
+_SHORTLIST = "protocol.rerank"
 _SHOWN_KEYS = 4
 
 
@@ -21,7 +23,8 @@ _SHOWN_KEYS = 4
 class Setting:
     """What rows must share to stand in one table.
 
-    The backbone is known by its weights and how pictures reach them, not by its name; the data by the test split.
+    The backbone is known by its weights and how pictures reach them, not by its name; the data by the test split. How
+    scores are computed does not separate rows: it is labelled in each (:mod:`petlbench.leaderboard.scoring`).
     """
 
     dataset: str
@@ -31,7 +34,6 @@ class Setting:
     rule: str
     tie_rule: str
     metric_version: int
-    scoring: str
 
     @classmethod
     def of(cls, entry: Entry) -> Setting:
@@ -47,7 +49,6 @@ class Setting:
             rule=record.selection.rule,
             tie_rule=test.tie_rule,
             metric_version=test.metric_version,
-            scoring=test.scoring,
         )
 
 
@@ -59,7 +60,8 @@ class Group:
         key: 12 hexadecimal digits that name the group.
         setting: Shared by all entries.
         entries: Sorted by seed.
-        identity: The spec without its seed, the origin of the method's code, and the hashes of all splits.
+        identity: The spec without its seed, the origin of the method's code, the hashes of all splits, and how scores
+            were computed.
     """
 
     key: str
@@ -71,6 +73,11 @@ class Group:
     def method(self) -> str:
         """The method's registered name."""
         return self.entries[0].record.method.name
+
+    @property
+    def scoring(self) -> str:
+        """How the scores of all entries were computed, as :func:`petlbench.leaderboard.scoring.label` says it."""
+        return str(self.identity["scoring"])
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -126,6 +133,8 @@ def labels(groups: Sequence[Group]) -> dict[str, str]:
         flat = {group.key: _flatten(group.identity) for group in members}
         keys = sorted({key for values in flat.values() for key in values})
         differing = [key for key in keys if len({canonical(values.get(key)) for values in flat.values()}) > 1]
+        if "scoring" in differing:  # it tells the settings of a shortlist in one
+            differing = [key for key in differing if not key.startswith(_SHORTLIST)]
         short = _shorten(differing)
         texts = {key: _describe(method, values, differing, short) for key, values in flat.items()}
         repeated = {text for text in texts.values() if list(texts.values()).count(text) > 1}
@@ -139,11 +148,16 @@ def _identity(entry: Entry) -> dict[str, Any]:
     assert record.data is not None
     spec = {key: value for key, value in record.spec.items() if key != "seed"}
     splits = {name: split.sha256 for name, split in record.data.splits.items()}
-    return {"spec": spec, "origin": record.method.origin, "splits": splits}
+    return {
+        "spec": spec,
+        "origin": record.method.origin,
+        "splits": splits,
+        "scoring": label(record.metrics["test"]),
+    }
 
 
 def _flatten(identity: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {"origin": identity["origin"]}
+    flat: dict[str, Any] = {"origin": identity["origin"], "scoring": identity["scoring"]}
     flat |= {f"{name}_sha256": digest[:8] for name, digest in identity["splits"].items()}
     waiting: list[tuple[str, Any]] = [("", identity["spec"])]
     while waiting:

@@ -11,11 +11,14 @@ from petlbench.leaderboard import text
 from petlbench.leaderboard.explain import FEW_SEEDS, SEEDS_OVERLAP, WITHIN_NOISE
 from petlbench.leaderboard.load import METRICS
 from petlbench.leaderboard.row import Row
+from petlbench.leaderboard.scoring import SHORTLISTED
 from petlbench.leaderboard.table import Board, Failure, Table
 
-NAMES = {metric: metric if metric == "mR" else f"{metric[:3]} R@{metric[5:]}" for metric in METRICS}
+NAMES = {metric: text.metric(metric) for metric in METRICS}
 
-_SIZES: tuple[tuple[str, Callable[[Row], str]], ...] = (
+_COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("scoring", lambda row: text.markdown(row.scoring)),
+    ("ms/query", lambda row: text.milliseconds(row.query.t2i_s if row.query else None)),
     ("trained params", lambda row: text.count(row.trained)),
     ("% of total", lambda row: text.share(row.trained, row.total)),
     ("stored", lambda row: text.size(row.stored_bytes)),
@@ -31,7 +34,7 @@ _BEFORE = ("#", "method", "title", *NAMES.values(), "mR 95 %", "n")
 def marks(row: Row) -> str:
     """The marks behind a row's name."""
     noise = WITHIN_NOISE if row.within_noise else SEEDS_OVERLAP if row.seeds_overlap else ""
-    return noise + FEW_SEEDS * row.few_seeds
+    return noise + SHORTLISTED * (row.two_stage is not None) + FEW_SEEDS * row.few_seeds
 
 
 def render_markdown(board: Board) -> str:
@@ -72,7 +75,7 @@ def _table(table: Table) -> list[str]:
     for reference in table.references:
         recalls = [text.percent(reference.recalls.get(metric)) for metric in METRICS]
         body.append(_italic([text.NOTHING, text.markdown(reference.name), "", *recalls]))
-    headers = [*_BEFORE, *(name for name, _ in _SIZES)]
+    headers = [*_BEFORE, *(name for name, _ in _COLUMNS)]
     parts = [f"## {text.markdown(table.title)}", facts, _pipe(body, headers, right=len(METRICS) + 3)]
     if table.notes:
         parts.append("\n".join(f"- Note: {text.markdown(note)}" for note in table.notes))
@@ -85,21 +88,22 @@ def _cells(row: Row, best: dict[str, float]) -> list[str]:
     shown = {metric: text.spread(row.mean[metric], row.sd[metric]) for metric in METRICS}
     recalls = [f"**{cell}**" if row.mean[metric] == best[metric] else cell for metric, cell in shown.items()]
     name = f"{text.markdown(row.label)} {marks(row)}".rstrip()
-    sizes = [cell(row) for _, cell in _SIZES]
+    sizes = [cell(row) for _, cell in _COLUMNS]
     return [str(row.rank), name, text.markdown(row.title), *recalls, text.interval(row.interval), str(row.n), *sizes]
 
 
 def _italic(cells: Sequence[str]) -> list[str]:
-    padded = [*cells, *[text.NOTHING] * (len(_BEFORE) + len(_SIZES) - len(cells))]
+    padded = [*cells, *[text.NOTHING] * (len(_BEFORE) + len(_COLUMNS) - len(cells))]
     return [f"*{cell}*" if cell not in ("", text.NOTHING) else cell for cell in padded]
 
 
 def _other_rules(table: Table) -> str:
     body = []
     for row in table.rows:
+        name = f"{text.markdown(row.label)} {SHORTLISTED * (row.two_stage is not None)}".rstrip()
         for rule, recalls in row.other_rules.items():
             values = [text.percent(recalls[metric]) for metric in METRICS]
-            body.append([text.markdown(row.label), text.markdown(rule), *values])
+            body.append([name, text.markdown(rule), *values])
     inner = _pipe(body, ["method", "tie rule", *NAMES.values()], right=len(METRICS), skip=2)
     return (
         f"<details><summary>The same recalls under other tie rules (mean over seeds)</summary>\n\n{inner}\n\n</details>"

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petlbench.harness.metrics import RULES, Ranks, per_image, recalls
-from petlbench.harness.record import CostPart, ParamsPart, Record
+from petlbench.harness.record import CostPart, ParamsPart, QueryPart, Record
+from petlbench.harness.record_scoring import TwoStagePart
 from petlbench.leaderboard.group import Group
 from petlbench.leaderboard.load import METRICS, Entry, Problem
+from petlbench.leaderboard.scoring import mean_query, mean_two_stage
 from petlbench.leaderboard.statistics import mean_sd
 
 MIN_SEEDS = 3
@@ -47,6 +49,10 @@ class Row:
     eval_s: float
     cache_s: float
     """Seconds spent on running frozen towers once, besides ``train_s``."""
+    query: QueryPart | None
+    """What a query costs; None where no seed states it."""
+    two_stage: TwoStagePart | None
+    """Of rows whose recalls come from a shortlist."""
     rules: tuple[str, ...]
     tuning_trials: tuple[int, ...]
     contributions: NDArray[np.float64] | None
@@ -62,6 +68,11 @@ class Row:
     def n(self) -> int:
         """Number of seeds."""
         return len(self.group.entries)
+
+    @property
+    def scoring(self) -> str:
+        """How its scores were computed, plain text."""
+        return self.group.scoring
 
     @property
     def few_seeds(self) -> bool:
@@ -104,6 +115,8 @@ def make_row(group: Group, label: str) -> tuple[Row, list[Problem]]:
         train_s=mean_sd([c.train_s for c in costs])[0],
         eval_s=mean_sd([c.eval_s for c in costs])[0],
         cache_s=mean_sd([c.cache_s for c in costs])[0],
+        query=mean_query([c.query for c in costs]),
+        two_stage=mean_two_stage(tests),
         rules=tuple(sorted({selection.rule for selection in selections})),
         tuning_trials=tuple(sorted({selection.budget_trials for selection in selections})),
         contributions=contributions,

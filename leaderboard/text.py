@@ -35,6 +35,19 @@ def percent(value: float | None, digits: int = 2) -> str:
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
+def metric(name: str) -> str:
+    """``i2t R@1`` for ``i2t_r1``; ``mR`` as it is."""
+    return name if name == "mR" else f"{name[:3]} R@{name[5:]}"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Three significant digits or all digits before the point, never an exponent; a dash for None."""
+    if seconds is None:
+        return NOTHING
+    value = 1000 * seconds
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.001 or value == 0 else "<0.001"
+
+
 def spread(mean: float, sd: float | None) -> str:
     """``41.23 ± 0.41``; the mean alone where there is no deviation."""
     return percent(mean) if sd is None else f"{percent(mean)} ± {percent(sd)}"

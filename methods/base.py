@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from petlbench.errors import PetlbenchError
 from petlbench.methods import losses
-from petlbench.methods.backbones.base import DualEncoder, Tokens
+from petlbench.methods.backbones.base import Backbone, DualEncoder, Tokens
 from petlbench.methods.official import OfficialState
 from petlbench.methods.recipe import LossConfig
 
@@ -22,7 +22,10 @@ PE_RSITR = (
 """Source of the most complete published tables, CLIP ViT-B/32."""
 
 
-Family = Literal["baseline", "head", "selective", "adapter", "prompt", "reparameterisation"]
+Family = Literal["baseline", "head", "selective", "adapter", "prompt", "reparameterisation", "fusion"]
+
+States = Mapping[str, Tensor]
+"""What is computed once per picture, or once per caption, before pairs are scored: named tensors with one row each."""
 
 
 class MethodError(PetlbenchError):
@@ -100,6 +103,11 @@ class Batch:
         image_pooled: (B, P_image) cached pooled outputs of a frozen image tower (head-only methods).
         text_pooled: (B, P_text) likewise.
         image_side: (B, D) cached output of a frozen side network (:meth:`Method.side_features`).
+        candidates: B * (1 + K) captions for methods that score pairs: each picture's own, then K others that are false for
+            it, picture by picture.
+        candidate_ids: (B, 1 + K) int64, equal for equal strings, in the same numbering as ``text_ids``.
+        image_states: Kept states of the B pictures in place of ``images`` (:attr:`PairMethod.keeps_states`).
+        candidate_states: Kept states of the candidates, in place of ``candidates``.
     """
 
     images: Tensor | None
@@ -110,13 +118,17 @@ class Batch:
     image_pooled: Tensor | None = None
     text_pooled: Tensor | None = None
     image_side: Tensor | None = None
+    candidates: Tokens | None = None
+    candidate_ids: Tensor | None = None
+    image_states: States | None = None
+    candidate_states: States | None = None
 
     def __len__(self) -> int:
         return self.image_ids.shape[0]
 
 
 class Method(ABC):
-    """A way of fine-tuning a dual encoder.
+    """A way of fine-tuning a pretrained model; a dual encoder unless it is a :class:`petlbench.methods.pair.PairMethod`.
 
     A subclass sets the class attributes and writes :meth:`build`; most write :meth:`trainable` too. It must not freeze,
     schedule, evaluate or read files: the harness freezes everything that :meth:`trainable` does not name, and audits it.
@@ -160,17 +172,21 @@ class Method(ABC):
         self.loss_config = LossConfig() if loss is None else loss
 
     @abstractmethod
-    def build(self, backbone: DualEncoder) -> nn.Module:
-        """Add the method's modules; return the model that is trained and evaluated (often the same object)."""
+    def build(self, backbone: Any) -> nn.Module:
+        """Add the method's modules to a backbone of one of :attr:`kinds`.
+
+        Returns:
+            The model that is trained and evaluated; often the same object.
+        """
 
     @abstractmethod
     def trainable(self, model: nn.Module) -> Iterable[str]:
         """Names, as in ``model.named_parameters()``, of what is trained besides the backbone's new parameters."""
 
-    def expected_trainable(self, backbone: DualEncoder) -> int | None:
+    def expected_trainable(self, backbone: Any) -> int | None:
         """The closed form of the number of trained parameters, from the untouched backbone's widths and depths.
 
-        Does not count :meth:`DualEncoder.new_parameters`. None: the method has no closed form and the audit is skipped.
+        Does not count :meth:`Backbone.new_parameters`. None: the method has no closed form and the audit is skipped.
         """
         return None
 
@@ -182,7 +198,7 @@ class Method(ABC):
         """
         return added
 
-    def refuse(self, backbone: DualEncoder) -> str | None:
+    def refuse(self, backbone: Any) -> str | None:
         """A reason why this method cannot sit on this backbone, or None."""
         if backbone.provenance.kind not in self.kinds:
             return (
@@ -295,7 +311,7 @@ def parameters_under(model: nn.Module, *prefixes: str) -> list[str]:
     return [n for n, _ in model.named_parameters() if any(n == p or n.startswith(p + ".") for p in prefixes)]
 
 
-def names_in(model: nn.Module, backbone: DualEncoder, names: Iterable[str]) -> list[str]:
+def names_in(model: nn.Module, backbone: Backbone, names: Iterable[str]) -> list[str]:
     """Names of backbone parameters as the built model calls them; it may hold the backbone inside.
 
     Raises:

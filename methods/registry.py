@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 GROUP = "petlbench.methods"
 """Entry-point group: ``name = "package.module:ClassName"``."""
 
-_SUPPORT = {"__init__", "base", "registry", "losses", "official", "recipe"}
+_SUPPORT = {"__init__", "base", "registry", "losses", "official", "pair", "recipe"}
 
 
 class UnknownMethod(PetlbenchError):

@@ -12,11 +12,9 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from petlbench.harness.variants import REFERENCE, Size, measure, share
+from petlbench.harness.variants import Size, measure, reference, share
 from petlbench.methods import registry
-from petlbench.methods.backbones.open_clip_model import OpenClipEncoder
-from petlbench.methods.backbones.random_models import random_clip, random_two_tower
-from petlbench.methods.backbones.shapes import shape_only
+from petlbench.methods.backbones.random_models import random_clip, random_two_tower, random_vilt
 from petlbench.methods.base import Family, Method
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,32 +22,28 @@ COSTS = ROOT / "results" / "step_cost.json"
 FILES = {"README.md": "short", "methods/README.md": "long"}
 START = "<!-- methods: written by scripts/methods_readme.py -->"
 END = "<!-- end of methods -->"
-KINDS = {"open_clip": "CLIP", "two_tower": "two-tower", "swin_bert": "Swin-BERT"}
+KINDS = {"open_clip": "CLIP", "two_tower": "two-tower", "swin_bert": "Swin-BERT", "vilt": "ViLT"}
 _TITLE = 40
 """Characters from which what stands before the first comma is no list of authors."""
-FAMILIES: tuple[Family, ...] = ("baseline", "head", "selective", "reparameterisation", "prompt", "adapter")
+FAMILIES: tuple[Family, ...] = ("baseline", "head", "selective", "reparameterisation", "prompt", "adapter", "fusion")
 
 
-def tables(backbone: OpenClipEncoder) -> dict[str, str]:
-    """The short and the long table, by name.
-
-    Args:
-        backbone: ViT-B/32 in shape, on which every method is built and counted.
-    """
+def tables() -> dict[str, str]:
+    """The short and the long table, by name; every method is built and counted on the shape of its reference."""
     known = registry.discover()
     classes = [registry.load(source) for source in known.values() if source.builtin]
     classes.sort(key=lambda c: (FAMILIES.index(c.family), c.name))
-    sizes = {c.name: measure(c, {}, backbone) for c in classes}
+    sizes = {c.name: measure(c, {}, reference(c)) for c in classes}
     return {
         "short": _table(
-            ["method", "kind", "paper", "trained on ViT-B/32", "%", "step time", "step memory"],
+            ["method", "kind", "paper", "trained on B/32", "%", "step time", "step memory"],
             [_short(c, sizes[c.name]) for c in classes],
             "lllrrrr",
         ),
         "long": _table(
             [
                 "method",
-                "trained on ViT-B/32",
+                "trained on B/32",
                 "forms",
                 "starts at zero-shot",
                 "added at inference",
@@ -76,7 +70,7 @@ def updated(text: str, table: str, name: str = "README.md") -> str:
 
 
 def _short(cls: type[Method], size: Size) -> list[str]:
-    percent = share(size.trainable)
+    percent = share(size.trainable, cls)
     cost = costs().get(cls.name, {})
     return [
         f"[`{cls.name}`](methods/{cls.name}.py)",
@@ -123,7 +117,8 @@ def costs() -> dict[str, dict[str, float]]:
 
 def _adds(cls: type[Method]) -> bool:
     """Whether inference with a trained model needs more than the backbone; seen on a small one."""
-    method, backbone = cls(), random_clip() if "open_clip" in cls.kinds else random_two_tower()
+    makers = {"open_clip": random_clip, "two_tower": random_two_tower, "vilt": random_vilt}
+    method, backbone = cls(), next(make for kind, make in makers.items() if kind in cls.kinds)()
     before = sum(p.numel() for p in backbone.parameters())
     return method.added_at_inference(sum(p.numel() for p in method.build(backbone).parameters()) - before) > 0
 
@@ -136,7 +131,7 @@ def _table(headers: list[str], rows: list[list[str]], align: str) -> str:
 
 def main() -> int:
     """Write, or with ``--check`` compare."""
-    found = tables(shape_only(REFERENCE))
+    found = tables()
     stale = []
     for name, kind in FILES.items():
         path = ROOT / name

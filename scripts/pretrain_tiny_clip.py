@@ -155,7 +155,7 @@ def zero_shot(path: Path) -> dict[str, float]:
 
     backbone = load_backbone("tiny-clip", weights=path)
     data = SplitData.open(load("scenes")["test"], backbone)
-    ranks = evaluate.evaluate(ZeroShot(), backbone, backbone, data, "fp32", torch.device("cpu"))
+    ranks = evaluate.evaluate(ZeroShot(), backbone, backbone, data, "fp32", torch.device("cpu")).ranks
     return metrics.recalls(ranks)
 
 

@@ -13,15 +13,17 @@ from tabulate import tabulate
 from petlbench.leaderboard import text
 from petlbench.leaderboard.explain import FEW_SEEDS, SEEDS_OVERLAP, WITHIN_NOISE
 from petlbench.leaderboard.markdown import marks
+from petlbench.leaderboard.scoring import SHORTLISTED
 from petlbench.leaderboard.table import Board, Table, build_board
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- board -->", "<!-- end of board -->"
-HEADERS = ["method", "i2t R@1", "t2i R@1", "mR", "mR 95 %", "seeds", "trained", "train s"]
+HEADERS = ["method", "i2t R@1", "t2i R@1", "mR", "mR 95 %", "seeds", "trained", "train s", "scoring", "ms/query"]
 KEYS = {
     WITHIN_NOISE: "within the noise of the test images from the best row",
     SEEDS_OVERLAP: "other seeds may change the order with the best row",
     FEW_SEEDS: "fewer than three seeds",
+    SHORTLISTED: "only a shortlist was scored, so recall is bounded by its first stage",
 }
 
 
@@ -31,18 +33,20 @@ def short(table: Table) -> str:
     for row in table.rows:
         shown = [text.spread(row.mean[m], row.sd[m]) for m in ("i2t_r1", "t2i_r1", "mR")]
         name = f"{text.markdown(row.label)} {marks(row)}".rstrip()
-        body.append(
-            [name, *shown, text.interval(row.interval), str(row.n), text.count(row.trained), text.quantity(row.train_s)]
-        )
+        sizes = [text.interval(row.interval), str(row.n), text.count(row.trained), text.quantity(row.train_s)]
+        query = text.milliseconds(row.query.t2i_s if row.query else None)
+        body.append([name, *shown, *sizes, text.markdown(row.scoring), query])
     for reference in table.references:
         shown = [text.percent(reference.recalls.get(m)) for m in ("i2t_r1", "t2i_r1", "mR")]
-        body.append([f"*{text.markdown(reference.name)}*", *shown, *[text.NOTHING] * 4])
+        body.append([f"*{text.markdown(reference.name)}*", *shown, *[text.NOTHING] * 6])
     facts = dict(table.facts)
     used = [f"{mark} {meaning}" for mark, meaning in KEYS.items() if any(mark in marks(r) for r in table.rows)]
     lines = [
         f"**{text.markdown(table.title)}**",
         "",
-        tabulate(body, HEADERS, tablefmt="github", disable_numparse=True, colalign=("left", *["right"] * 7)),
+        tabulate(
+            body, HEADERS, tablefmt="github", disable_numparse=True, colalign=("left", *["right"] * 7, "left", "right")
+        ),
     ]
     for said in (facts.get("Toy"), "; ".join(used) + "." if used else None):
         if said:

@@ -153,6 +153,40 @@ def three(root: Path, skill: float, base: int = 0, **kwargs: Any) -> list[Path]:
     return [put_record(root, make_ranks(skill, base + seed), seed=seed, **kwargs) for seed in range(3)]
 
 
+def two_stage_part(**changes: Any) -> dict[str, Any]:
+    """The part of a record that describes a shortlist and what it lost on a sample of queries."""
+    exact = {"i2t_r1": 40.0, "i2t_r5": 70.0, "i2t_r10": 80.0, "t2i_r1": 30.0, "t2i_r5": 60.0, "t2i_r10": 74.0}
+    lost = {"i2t_r1": 38.75, "i2t_r5": 70.0, "i2t_r10": 80.0, "t2i_r1": 30.5, "t2i_r5": 60.0, "t2i_r10": 74.0}
+    sample = {"images": 16, "captions": 32, "exact": {**exact, "mR": 59.0}, "two_stage": {**lost, "mR": 58.875}}
+    bound = {"i2t_rk": 96.25, "t2i_rk": 91.5}
+    return {"k": 32, "first_stage": "own cosine", "pairs": 7_680, "bound": bound, "sample": sample, **changes}
+
+
+def query_part(**changes: Any) -> dict[str, Any]:
+    """The part of a record that says what a query costs, in seconds."""
+    encode = {"image_encode_s": 0.02, "text_encode_s": 0.001, "pair_s": 0.0003}
+    pairs = {"pairs_per_query_t2i": float(IMAGES), "pairs_per_query_i2t": 199.0}
+    return {**encode, **pairs, "t2i_s": 0.013, "i2t_s": 0.0797, **changes}
+
+
+def scores_pairs(payload: dict[str, Any]) -> None:
+    """As ``change`` of a record: a cross encoder scored every pair."""
+    payload["metrics"]["test"]["scoring"] = "pairs"
+    payload["cost"]["query"] = query_part()
+
+
+def reranks(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    """As ``change`` of a record: only a shortlist was scored; ``changes`` go into its part."""
+
+    def change(payload: dict[str, Any]) -> None:
+        part = two_stage_part(**changes)
+        payload["spec"]["protocol"] = {"rerank": {"k": part["k"], "first": part.get("first_stage_spec_id") or "own"}}
+        payload["metrics"]["test"].update(scoring="two_stage", two_stage=part)
+        payload["cost"]["query"] = query_part(t2i_s=0.0105, pairs_per_query_t2i=32.0, pairs_per_query_i2t=32.0)
+
+    return change
+
+
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change a JSON file in place."""
     payload = json.loads(path.read_text())

@@ -43,4 +43,4 @@ def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str, *, seed: int = 0, **options: Any):
         return random_clip(seed=7)
 
-    monkeypatch.setattr("petlbench.harness.trial.load_backbone", load)
+    monkeypatch.setattr("petlbench.harness.parts.load_backbone", load)

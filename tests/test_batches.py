@@ -11,6 +11,7 @@ from petlbench.datasets.readers.scenes import read_scenes
 from petlbench.datasets.split import Split
 from petlbench.harness.data import SplitData, epoch_order, make_batch, training_batches
 from petlbench.harness.features import Pooled
+from petlbench.harness.kept import Kept
 from petlbench.methods.backbones.random_models import random_clip, random_two_tower
 from petlbench.methods.recipe import Recipe
 
@@ -106,7 +107,7 @@ def test_pooled_features_stand_in_for_pixels(scenes):
     data = SplitData.open(scenes, backbone)
     pooled = Pooled(torch.randn(30, 4), torch.randn(len(scenes.distinct), 5))
     rows = np.array([3, 3, 90])
-    batch = make_batch(data, backbone, rows, Recipe(), CPU, pooled=pooled)
+    batch = make_batch(data, backbone, rows, Recipe(), CPU, kept=Kept(pooled=pooled))
     assert batch.images is None
     assert batch.tokens is None
     torch.testing.assert_close(batch.image_pooled, pooled.image[scenes.owner[rows]])

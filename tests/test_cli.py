@@ -30,7 +30,7 @@ HEAVY = (
     "scipy",
 )
 VERBS = ("run", "plan", "evaluate", "leaderboard", "ls", "data", "check", "new-method")
-SUBVERBS = {"ls": ("methods", "datasets", "backbones", "results"), "data": ("prepare", "doctor")}
+SUBVERBS = {"ls": ("methods", "datasets", "backbones", "results"), "data": ("prepare", "doctor", "export")}
 
 
 def record(trial, spec, status="ok"):

@@ -12,6 +12,7 @@ from petlbench.harness.contract import check_method
 from petlbench.methods import registry
 from petlbench.methods.base import Domain, Method, MethodConfig, MethodError, Preset, Published, parameters_under
 from petlbench.methods.linear_probe import LinearProbe
+from petlbench.methods.pair import PairMethod
 from petlbench.methods.recipe import LossConfig
 
 BROKEN = Path(__file__).parent / "broken_methods"
@@ -38,15 +39,22 @@ def test_builtin_methods_keep_the_contract(name):
     assert not [c for c in checks if c.outcome == "failed"]
     # and the promises were really looked at, on every kind that the method declares
     kept = {(c.name, c.subject) for c in checks if c.outcome == "ok"}
-    subjects = {"open_clip": "random-clip", "two_tower": "random-two-tower", "swin_bert": "random-swin-bert"}
+    subjects = {
+        "open_clip": "random-clip",
+        "two_tower": "random-two-tower",
+        "swin_bert": "random-swin-bert",
+        "vilt": "random-vilt",
+    }
+    pairs = issubclass(cls, PairMethod)
     for kind in cls.kinds:
         if kind == "two_tower" and cls.needs_alignment:
             continue
-        for needed in ("build", "count", "loss", "embeddings", "batch independence", "save and load"):
+        result = "scores" if pairs else "embeddings"
+        for needed in ("build", "count", "loss", result, "batch independence", "save and load"):
             assert (needed, subjects[kind]) in kept
         # Only a method that says so sees padding; then captions are never trimmed under it.
         assert (("text padding", subjects[kind]) in kept) == (name != "harma")
-        for promised in ("identity_start", "head_only"):
+        for promised in ("identity_start", "keeps_states" if pairs else "head_only"):
             assert ((promised, subjects[kind]) in kept) == getattr(cls, promised)
         assert (("training", subjects[kind]) in kept) == cls.trains
 
@@ -125,7 +133,7 @@ class FallingRecall(_Probe):
 
 
 class UnknownKind(_Probe):
-    kinds = ("vilt",)
+    kinds = ("imaginary",)
 
 
 class AcceptsAnything(_Probe):
@@ -284,7 +292,7 @@ class UnseededBuild(_Probe):
         (BadSpaceZero, "space", "positive lower end"),
         (FractionsNotPercent, "published", "six percentages"),
         (FallingRecall, "published", "t2i R@1, 5, 10 must not fall"),
-        (UnknownKind, "declaration", "kinds is \\('vilt',\\)"),
+        (UnknownKind, "declaration", "kinds is \\('imaginary',\\)"),
         (AcceptsAnything, "refusal", "accepts an unaligned two_tower"),
         (RefusesSilently, "refusal", "returned ''"),
         (RefusesAll, "coverage", "no random backbone"),

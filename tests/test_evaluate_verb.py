@@ -24,7 +24,7 @@ SETS = tuple(part for assignment in SMALL if assignment.startswith("dataset") fo
 def small_world(tmp_path_factory):
     """A random CLIP of two narrow blocks wherever a backbone is loaded, and a cache of our own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("petlbench.harness.trial.load_backbone", lambda name, *, seed=0, **options: random_clip(seed=7))
+        patch.setattr("petlbench.harness.parts.load_backbone", lambda name, *, seed=0, **options: random_clip(seed=7))
         patch.setenv("PETLBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         threads = torch.get_num_threads()
         yield
@@ -282,7 +282,7 @@ def test_an_adapter_of_something_else_is_refused(results, monkeypatch):
     (adapter,) = results.rglob("*.adapter.safetensors")
     error = call("evaluate", "lora", "--adapter", adapter, *SETS).error
     assert "was trained as method linear_probe, not lora" in error
-    monkeypatch.setattr("petlbench.harness.trial.load_backbone", lambda name, *, seed=0, **options: random_clip(seed=8))
+    monkeypatch.setattr("petlbench.harness.parts.load_backbone", lambda name, *, seed=0, **options: random_clip(seed=8))
     error = call("evaluate", "linear_probe", "--adapter", adapter, *SETS).error
     assert "was trained on backbone tiny-clip with weights" in error
 

@@ -86,7 +86,6 @@ def test_code_of_another_origin_and_other_training_data_are_other_rows(tmp_path)
         lambda p: p["selection"].update(rule="test_max"),
         lambda p: p["metrics"]["test"].update(tie_rule="expected"),
         lambda p: p["metrics"]["test"].update(metric_version=99),
-        lambda p: p["metrics"]["test"].update(scoring="pairs"),
     ],
 )
 def test_what_cannot_be_compared_never_shares_a_table(tmp_path, change):

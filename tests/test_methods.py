@@ -11,7 +11,7 @@ from torch import nn
 from petlbench.harness import audit
 from petlbench.harness.contract_data import fake_batch
 from petlbench.methods import registry
-from petlbench.methods.backbones.random_models import random_clip, random_two_tower
+from petlbench.methods.backbones.random_models import random_clip, random_two_tower, random_vilt
 from petlbench.methods.backbones.shapes import shape_only
 from petlbench.methods.base import MethodError, count, names_in, parameters_under
 from petlbench.methods.full_finetune import FullFinetune
@@ -98,17 +98,15 @@ def test_every_method_has_the_common_protocol_and_its_published_recipe(name):
 @pytest.mark.parametrize("name", [n for n, s in registry.discover().items() if s.builtin])
 def test_what_stays_at_inference_is_not_more_than_was_added(name):
     cls = registry.load(registry.discover()[name])
-    backbone = random_clip()
-    if "open_clip" not in cls.kinds:
-        pytest.skip("not for CLIP")
+    backbone = random_clip() if "open_clip" in cls.kinds else random_vilt()
     before = sum(p.numel() for p in backbone.parameters())
     method = cls()
     added = sum(p.numel() for p in method.build(backbone).parameters()) - before
-    assert 0 <= method.added_at_inference(added) <= added
+    assert min(0, added) <= method.added_at_inference(added) <= added  # below 0 where blocks are dropped
 
 
-def test_the_readmes_list_every_method(vit_b_32):
-    tables = SCRIPT["tables"](vit_b_32)
+def test_the_readmes_list_every_method():
+    tables = SCRIPT["tables"]()
     for file, table in SCRIPT["FILES"].items():
         text = (ROOT / file).read_text(encoding="utf-8")
         assert SCRIPT["updated"](text, tables[table], file) == text, "run python scripts/methods_readme.py"

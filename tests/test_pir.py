@@ -439,7 +439,7 @@ def test_a_kept_prior_gives_the_same_loss():
     ("setting", "passes"), [((), 48 + 30 + 30), (("train.augmentation.horizontal_flip=0.5",), None)]
 )
 def test_a_trial_asks_the_prior_once_per_picture(tmp_path, monkeypatch, setting, passes):
-    monkeypatch.setattr("petlbench.harness.trial.load_backbone", lambda name, **options: random_clip(seed=7))
+    monkeypatch.setattr("petlbench.harness.parts.load_backbone", lambda name, **options: random_clip(seed=7))
     seen = []
     forward = ScenePrior.forward
     monkeypatch.setattr(ScenePrior, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))

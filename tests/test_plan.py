@@ -175,6 +175,7 @@ def test_the_embedded_plan_runs_every_method_once_per_seed_and_zero_shot_once(tm
         "registry",
         "losses",
         "official",
+        "pair",
         "recipe",
     }
     assert trials.keys() == builtin and trials["zero_shot"] == [0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from factories import edit, make_payload, put_record
+from factories import edit, make_payload, put_record, reranks
 from support import ROOT
 
 from petlbench.harness import record as module
@@ -169,6 +169,60 @@ def test_the_schema_accepts_a_written_record_and_refuses_a_broken_one(tmp_path):
     del payload["spec_id"], payload["status"]
     with pytest.raises(jsonschema.ValidationError, match="required"):
         jsonschema.validate(payload, schema)
+
+
+def test_how_scores_came_about_and_what_a_query_costs_come_back(tmp_path):
+    record = Record.model_validate(make_payload(change=reranks(first_stage_spec_id="c" * 64)))
+    again = read_record(write_record(record, tmp_path / "r.json"))
+    assert again == record
+    assert again.metrics["test"].two_stage.bound.t2i_rk == 91.5
+    assert again.cost.query.t2i_s == 0.0105
+    jsonschema.validate(json.loads((tmp_path / "r.json").read_text()), json.loads(SCHEMA_FILE.read_text()))
+
+
+def test_a_record_from_before_pair_scorers_reads_as_dot_products_of_unknown_query_cost(tmp_path):
+    path = put_record(tmp_path)
+    edit(path, lambda p: (p["cost"].pop("query"), p["metrics"]["test"].pop("two_stage")))
+    record = read_record(path)
+    assert record.metrics["test"].scoring == "embeddings"
+    assert record.metrics["test"].two_stage is None and record.cost.query is None
+
+
+def test_committed_records_read():
+    paths = list(find_records(ROOT / "results"))
+    assert paths
+    assert {read_record(path).schema_version for path in paths} == {1}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda p: p["metrics"]["test"].update(two_stage=None),
+            r"`metrics\.test`.*is two_stage, but `two_stage` is missing",
+        ),
+        (
+            lambda p: p["metrics"]["test"].update(scoring="pairs"),
+            r"`metrics\.test`.*is pairs, but `two_stage` is given",
+        ),
+        (lambda p: p["metrics"]["test"]["two_stage"].update(k=0), r"`metrics\.test\.two_stage\.k`.*found 0"),
+        (lambda p: p["metrics"]["test"]["two_stage"].update(first_stage=""), r"two_stage\.first_stage`"),
+        (lambda p: p["metrics"]["test"]["two_stage"].update(first_stage_spec_id="C" * 64), r"first_stage_spec_id`"),
+        (lambda p: p["metrics"]["test"]["two_stage"]["bound"].update(i2t_rk=100.5), r"bound\.i2t_rk`.*found 100\.5"),
+        (
+            lambda p: p["metrics"]["test"]["two_stage"]["sample"]["exact"].pop("mR"),
+            r"same recalls, but only one has mR",
+        ),
+        (lambda p: p["cost"]["query"].update(pair_s=-1e-9), r"`cost\.query\.pair_s`.*found -1e-09"),
+        (lambda p: p["cost"]["query"].pop("t2i_s"), r"`cost\.query\.t2i_s`: Field required"),
+    ],
+)
+def test_a_shortlist_or_query_cost_that_contradicts_itself_is_refused(tmp_path, change, said):
+    path = put_record(tmp_path, change=reranks())
+    read_record(path)
+    edit(path, change)
+    with pytest.raises(RecordError, match=said):
+        read_record(path)
 
 
 def test_find_records_skips_hidden_work_boards_schema_and_other_depths(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from small_trials import small_trial, tiny_backbone  # noqa: F401 (a fixture)
 
 from petlbench.datasets.cache import prepare
-from petlbench.harness import fit as fit_module
+from petlbench.harness import ranking as ranking_module
 from petlbench.harness import trial as trial_module
 from petlbench.harness.audit import AuditError
 from petlbench.harness.metrics import Ranks, recalls
@@ -163,7 +163,7 @@ def test_a_failed_trial_leaves_a_failed_record_and_raises(tmp_path, monkeypatch)
     def broken(*args, **kwargs):
         raise RuntimeError("the sensor is on fire")
 
-    monkeypatch.setattr(fit_module, "evaluate", broken)
+    monkeypatch.setattr(ranking_module, "evaluate", broken)
     with pytest.raises(RuntimeError, match="sensor"):
         run_trial(trial)
     record = read_record(path_of(trial))
@@ -182,7 +182,7 @@ def test_a_failing_rerun_keeps_the_good_record(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("the sensor is on fire")
 
-    monkeypatch.setattr(trial_module, "evaluate", broken)
+    monkeypatch.setattr(ranking_module, "evaluate", broken)
     with pytest.raises(RuntimeError, match="sensor"):
         run_trial(trial)
     assert path_of(trial).read_bytes() == before

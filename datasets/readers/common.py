@@ -104,6 +104,22 @@ def without_blanks(split: Split) -> Split:
     )
 
 
+def without_repeats(split: Split) -> Split:
+    """The split with each distinct caption string of a picture once, in order of first appearance."""
+    pairs = list(dict.fromkeys(zip(split.owner.tolist(), split.captions, strict=True)))
+    return replace(
+        split,
+        captions=tuple(caption for _, caption in pairs),
+        owner=np.array([owner for owner, _ in pairs], dtype=np.int64),
+    )
+
+
+def few(names: Sequence[str], shown: int = 3) -> str:
+    """The first names, and how many more there are; ``none`` for no name."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "none") + more
+
+
 def repeated(names: Iterable[str]) -> tuple[str, int, int] | None:
     """The first name that occurs twice, with both places (from 0), or None."""
     seen: dict[str, int] = {}

@@ -1,7 +1,8 @@
-"""`benchmark data`: prepare and examine data sets."""
+"""`benchmark data`: prepare, examine and export data sets."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-data = typer.Typer(help="Prepare and examine data sets.", no_args_is_help=True)
+data = typer.Typer(help="Prepare, examine and export data sets.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A card's name, or the path of your own card (.yaml).")]
 Root = Annotated[
@@ -110,3 +111,50 @@ def doctor(
         render(report, Console())
     if not report.ok:
         raise typer.Exit(1)
+
+
+class ExportFormat(StrEnum):
+    """Formats that `benchmark data export` writes."""
+
+    vilt_arrow = "vilt-arrow"
+
+
+@data.command("export")
+def export(
+    dataset: Name,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder to write into; made if need be.")],
+    format_: Annotated[
+        ExportFormat, typer.Option("--format", help="vilt-arrow: the .arrow files of ViLT, IEFT and CUP.")
+    ] = ExportFormat.vilt_arrow,
+    stem: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What the file names begin with (default: NAME_caption_karpathy)."),
+    ] = None,
+    root: Root = None,
+    set_: Sets = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+) -> None:
+    """Write a data set in another format, with a card that reads it back.
+
+    The files appear when all of them are complete, or not at all.
+    """
+    from rich.console import Console
+
+    from petlbench.datasets.load import load
+    from petlbench.datasets.registry import load_card
+    from petlbench.datasets.writers.vilt_arrow import write_vilt_arrow
+
+    card = load_card(dataset)
+    splits = load(card, root, **_options(set_))
+    console = Console()
+    with _bars(console) as bar:
+        tasks = {name: bar.add_task(name, total=len(split.images)) for name, split in splits.items()}
+
+        def progress(name: str, done: int, total: int) -> None:
+            _advance(bar, tasks[name], done, total)
+
+        written = write_vilt_arrow(splits, out, card, stem, force=force, progress=progress)
+    for split, path in zip(splits.values(), written, strict=False):
+        typer.echo(f"{split.name}: {len(split.images):,} pictures, {len(split.captions):,} captions in {path}")
+    made = written[-1]
+    typer.echo(f"Read them by: -d {made} --set dataset.{load_card(made).name}.root={made.parent}")

@@ -43,7 +43,8 @@ def methods(
     """Methods: built in, from installed packages, and from --plugin files.
 
     The table gives the declared number of trained parameters on CLIP
-    ViT-B/32; with a NAME or --json every form is built and counted.
+    ViT-B/32, or on ViLT-B/32 for methods that sit on ViLT only; with a
+    NAME or --json every form is built and counted.
     """
     from petlbench.methods import registry
 
@@ -53,12 +54,10 @@ def methods(
     classes = {name: registry.load(sources[name]) for name in names}
 
     from petlbench.harness.describe import description, fields_of, overview
-    from petlbench.harness.variants import REFERENCE
-    from petlbench.methods.backbones.shapes import shape_only
+    from petlbench.harness.variants import reference
 
-    backbone = shape_only(REFERENCE)
     whole = as_json or (len(names) == 1 and one)
-    rows = [(description if whole else overview)(cls, sources[n].origin, backbone) for n, cls in classes.items()]
+    rows = [(description if whole else overview)(cls, sources[n].origin, reference(cls)) for n, cls in classes.items()]
     if whole and not as_json:
         from rich.console import Console
 
@@ -69,9 +68,9 @@ def methods(
     if not as_json:
         for row in rows:
             share = row["percent"]
-            row["trained on ViT-B/32"] = "-" if row["trainable"] is None else f"{row['trainable']:,}"
+            row["trained on B/32"] = "-" if row["trainable"] is None else f"{row['trainable']:,}"
             row["%"] = "-" if share is None else f"{share:.3f}" if share < 10 else f"{share:.1f}"
-    _print(rows, as_json, ["name", "title", "family", "trained on ViT-B/32", "%", "presets", "backbones"])
+    _print(rows, as_json, ["name", "title", "family", "trained on B/32", "%", "presets", "backbones"])
 
 
 @ls.command("datasets")

@@ -32,7 +32,7 @@ def render_page(row: dict[str, Any], fields: dict[str, dict[str, str]], console:
         ("option", "default", "values", "meaning"),
         [(name, f["default"], f["type"], f["doc"]) for name, f in fields.items()],
     )
-    _heading(console, "Size on ViT-B/32, measured by building it")
+    _heading(console, f"Size on {row['counted_on']}, measured by building it")
     _table(
         console,
         ("form", "trainable", "%", "total", "declared", "note"),

@@ -1,4 +1,4 @@
-"""What every backbone offers: two towers with the same attach points, joined in one embedding space."""
+"""What every backbone offers: towers with the same attach points, two in one embedding space or one over both inputs."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Tower(ABC):
     blocks, it attaches modules to branches (:meth:`attach`), or it injects into named linear layers (:meth:`linears`).
     """
 
-    modality: Literal["image", "text"]
+    modality: Literal["image", "text", "joint"]
     width: int
     """Width W of the token states."""
     heads: int
@@ -216,7 +216,7 @@ class Provenance(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: str
-    """``open_clip`` or ``two_tower``."""
+    """``open_clip``, ``two_tower``, ``swin_bert`` or ``vilt``."""
     architecture: str
     source: str
     """Hub tag, file name or package the weights came from; never an absolute path."""
@@ -233,18 +233,14 @@ class Provenance(BaseModel):
     notes: str = ""
 
 
-class DualEncoder(nn.Module, ABC):
-    """A pretrained image tower and text tower with projections into one embedding space of width E."""
+class Backbone(nn.Module, ABC):
+    """A pretrained vision-language model: what data preparation, audits and records need of it, whatever its shape."""
 
     name: str
     provenance: Provenance
-    image: Tower
-    text: Tower
-    embed_dim: int
     trims_text: bool
-    """True where padding a caption further cannot change its embedding, so batches are cut to their longest caption."""
-    logit_scale: nn.Parameter
-    """Log of the inverse temperature."""
+    """True where padding a caption further cannot change what the model says of it, so batches are cut to their longest
+    caption."""
 
     @property
     def resolution(self) -> int:
@@ -259,6 +255,20 @@ class DualEncoder(nn.Module, ABC):
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """(len(texts), context length) tokens; captions that are too long are cut, keeping the end token."""
+
+    def new_parameters(self) -> Iterator[str]:
+        """Names of parameters that were initialised at random and must be trained by every method (joining heads)."""
+        return iter(())
+
+
+class DualEncoder(Backbone):
+    """A pretrained image tower and text tower with projections into one embedding space of width E."""
+
+    image: Tower
+    text: Tower
+    embed_dim: int
+    logit_scale: nn.Parameter
+    """Log of the inverse temperature."""
 
     @abstractmethod
     def project_image(self, pooled: Tensor) -> Tensor:
@@ -294,6 +304,13 @@ class DualEncoder(nn.Module, ABC):
             for tower in towers:
                 tower.view = None
 
-    def new_parameters(self) -> Iterator[str]:
-        """Names of parameters that were initialised at random and must be trained by every method (joining heads)."""
-        return iter(())
+
+class PairEncoder(Backbone):
+    """A pretrained model that scores a picture and a caption together, in one transformer over both."""
+
+    joint: Tower
+    """The blocks over words and patches, in this order."""
+
+    @abstractmethod
+    def score_pairs(self, images: Tensor, tokens: Tokens) -> Tensor:
+        """(B,) scores of B pictures, (B, 3, H, W) normalised floats, each with its own caption; higher is better."""

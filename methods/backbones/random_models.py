@@ -14,6 +14,8 @@ from petlbench.methods.backbones.swin import build_swin
 from petlbench.methods.backbones.swin_bert import SwinBertEncoder
 from petlbench.methods.backbones.tokenizers import HashingTokenizer
 from petlbench.methods.backbones.two_tower import TwoTowerEncoder
+from petlbench.methods.backbones.vilt import MEAN, STD, ViltEncoder
+from petlbench.methods.backbones.vilt_tower import build_vilt
 
 VOCAB = 512
 
@@ -171,3 +173,56 @@ def random_swin_bert(
     )
     tokenizer = HashingTokenizer(VOCAB, context_length)
     return SwinBertEncoder("random-swin-bert", vision, language, tokenizer, provenance, seed, embed_dim).eval()
+
+
+def random_vilt(
+    seed: int = 0,
+    *,
+    blocks: int = 3,
+    width: int = 32,
+    resolution: int = 48,
+    patch: int = 16,
+    context_length: int = 16,
+) -> ViltEncoder:
+    """An untrained ViLT in evaluation mode, with a random matching head.
+
+    Weights are drawn wider than ViLT's own (standard deviation 1 / sqrt(width)), so that scores differ between pairs.
+
+    Args:
+        seed: Seeds every weight.
+        blocks: Blocks over words and patches.
+        width: Width of the states; two heads.
+        resolution: Input side, pixels, a multiple of ``patch``.
+        patch: Patch side, pixels.
+        context_length: Text tokens.
+    """
+    std = width**-0.5
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vilt = build_vilt(
+            {
+                "image_size": resolution,
+                "patch_size": patch,
+                "hidden_size": width,
+                "num_hidden_layers": blocks,
+                "num_attention_heads": 2,
+                "intermediate_size": 4 * width,
+                "vocab_size": VOCAB,
+                "max_position_embeddings": context_length,
+                "initializer_range": std,
+            }
+        )
+        itm_head = torch.randn(2, width) * std, torch.randn(2) * std
+    provenance = Provenance(
+        kind="vilt",
+        architecture=f"random-vilt-{width}x{blocks}",
+        source=f"random initialisation, seed {seed}",
+        sha256=weights_io.tensors_sha256(vilt.state_dict()),
+        activation="gelu",
+        mean=MEAN,
+        std=STD,
+        resolution=resolution,
+        aligned=False,
+    )
+    tokenizer = HashingTokenizer(VOCAB, context_length)
+    return ViltEncoder("random-vilt", vilt, tokenizer, provenance, itm_head, seed).eval()

@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from petlbench.methods.backbones.base import BackboneError, DualEncoder
+from petlbench.methods.backbones.base import Backbone, BackboneError
+from petlbench.methods.backbones.weights_io import find_weights
 
 
 class BackboneInfo(NamedTuple):
@@ -17,7 +18,7 @@ class BackboneInfo(NamedTuple):
     kind: str
     line: str
     aligned: bool
-    """Whether its towers were pretrained into one space."""
+    """Whether it was pretrained to tell which picture and caption belong together."""
     options: dict[str, Any] = {}
     """Options with defaults and found files filled in; empty in listings."""
 
@@ -32,6 +33,8 @@ NAMED = {
         BackboneInfo(
             "swin-bert", "swin_bert", "Swin-T and BERT-base under linear projections, the towers of PIR", False
         ),
+        BackboneInfo("vilt-b32", "vilt", "ViLT-B/32, one transformer over picture and caption, 384 px", True),
+        BackboneInfo("tiny-vilt", "vilt", "small ViLT at 64 px, trained on synthetic scenes; shipped", True),
     )
 }
 """Backbones of this package; every other name is an open_clip architecture."""
@@ -43,13 +46,15 @@ class BackboneConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    """``tiny-clip``, ``vits14-minilm``, an open_clip architecture, or ``ARCHITECTURE:TAG``."""
+    """One of :data:`NAMED`, an open_clip architecture, or ``ARCHITECTURE:TAG``."""
     pretrained: str | None = None
-    """open_clip tag, or ``random``; ``swin-bert`` knows ``random`` only."""
+    """open_clip tag, or ``random``; ``swin-bert`` and ``vilt-b32`` know ``random`` only."""
     weights: str | None = None
-    """Local weight file (image tower of ``vits14-minilm``: also a hub name; ``swin-bert``: its Swin-T)."""
+    """Local weight file (image tower of ``vits14-minilm``: also a hub name; ``swin-bert``: its Swin-T; ``vilt-b32``: file,
+    folder or hub name)."""
     text_weights: str | None = None
-    """Folder or hub name of the text tower of ``vits14-minilm``; folder or file of BERT-base of ``swin-bert``."""
+    """Folder or hub name of the text tower of ``vits14-minilm``; folder or file of BERT-base of ``swin-bert``; folder with
+    BERT's tokenizer for ``vilt-b32``."""
     activation: Literal["gelu", "quick_gelu"] | None = None
     """Activation of a local open_clip file, which the file itself does not record."""
     resolution: int | None = Field(None, ge=1)
@@ -62,6 +67,8 @@ _OPTIONS = {
     "tiny-clip": ("weights",),
     "vits14-minilm": ("weights", "text_weights", "resolution", "blocks"),
     "swin-bert": ("weights", "text_weights", "pretrained", "resolution"),
+    "vilt-b32": ("weights", "text_weights", "pretrained", "resolution"),
+    "tiny-vilt": ("weights",),
 }
 _OPEN_CLIP_OPTIONS = ("weights", "pretrained", "activation", "resolution")
 
@@ -74,11 +81,11 @@ def load_backbone(
     resolution: int | None = None,
     seed: int = 0,
     **options: Any,
-) -> DualEncoder:
+) -> Backbone:
     """A backbone by name, on the CPU, in fp32 and evaluation mode.
 
     Args:
-        name: ``tiny-clip``, ``vits14-minilm``, any open_clip ViT architecture, or ``ARCHITECTURE:TAG``.
+        name: One of :data:`NAMED`, any open_clip ViT architecture, or ``ARCHITECTURE:TAG``.
         weights: Local weight file; a bare name is also looked up in the folder named by ``PETLBENCH_WEIGHTS``.
         pretrained: open_clip tag, or ``random`` for an untrained model.
         resolution: Side of the input pictures, pixels.
@@ -101,6 +108,14 @@ def load_backbone(
         from petlbench.methods.backbones.swin_bert import load_swin_bert
 
         return load_swin_bert(name, seed=seed, **given).eval()
+    if name == "vilt-b32":
+        from petlbench.methods.backbones.vilt_b32 import load_vilt
+
+        return load_vilt(name, seed=seed, **given).eval()
+    if name == "tiny-vilt":
+        from petlbench.methods.backbones.tiny_vilt import load_tiny_vilt
+
+        return load_tiny_vilt(**given).eval()
     from petlbench.methods.backbones.open_clip_model import load_open_clip
 
     return load_open_clip(name, seed=seed, **given).eval()
@@ -115,7 +130,6 @@ def describe_backbone(name: str, **options: Any) -> BackboneInfo:
     given = _given(name, **options)
     if name == "tiny-clip":
         from petlbench.methods.backbones.tiny_clip import WEIGHTS
-        from petlbench.methods.backbones.weights_io import find_weights
 
         return NAMED[name]._replace(options={"weights": str(find_weights(given.get("weights", WEIGHTS)))})
     if name == "vits14-minilm":
@@ -126,6 +140,15 @@ def describe_backbone(name: str, **options: Any) -> BackboneInfo:
         from petlbench.methods.backbones.swin_bert import resolve_swin_bert
 
         return NAMED[name]._replace(options=resolve_swin_bert(name, **given))
+    if name == "vilt-b32":
+        from petlbench.methods.backbones.vilt_b32 import resolve_vilt
+
+        options = resolve_vilt(name, **given)
+        return NAMED[name]._replace(options=options, aligned="pretrained" not in options)
+    if name == "tiny-vilt":
+        from petlbench.methods.backbones.tiny_vilt import WEIGHTS as TINY_VILT
+
+        return NAMED[name]._replace(options={"weights": str(find_weights(given.get("weights", TINY_VILT)))})
     from petlbench.methods.backbones import open_clip_origin
 
     origin = open_clip_origin.resolve(name, *(given.get(key) for key in _OPEN_CLIP_OPTIONS))

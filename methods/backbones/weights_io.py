@@ -21,7 +21,7 @@ WEIGHTS_ENV = "PETLBENCH_WEIGHTS"
 """Environment variable naming a folder that is searched for weight files given by bare name."""
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-_PICKLED = (".pt", ".pth", ".bin")
+_PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 _LISTED = 10
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from petlbench.methods.backbones.base import BranchKind, BranchState, DualEncoder, Tower
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"]
 Sharing = Literal["all", "layer"]
 Towers = Literal["image", "text", "both"]
 
@@ -28,6 +28,7 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": quick_gelu,
+    "silu": F.silu,
 }
 
 
@@ -46,6 +47,9 @@ class BottleneckAdapter(nn.Module):
 
     The layers keep torch's initial values; the method sets its own.
     """
+
+    per_token = True
+    """What it adds to a token depends on that token only, so a tower may call it with some of them."""
 
     def __init__(
         self,
