@@ -1,6 +1,8 @@
 """Scores of all pairs: equal to one forward per pair, in any block size, from kept states, resumed, with an honest estimate."""
 
+import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -383,3 +385,20 @@ def test_a_key_depends_on_everything_that_scores_depend_on(fusion):
     ]
     assert len(set(keys)) == len(keys) and score_key(*plain) == keys[0]
     assert {len(key) for key in keys} == {64}
+
+
+def test_the_benchmark_finds_equal_scores(tmp_path, capsys):
+    script = runpy.run_path(str(ROOT / "benchmarks" / "pair_scoring.py"))
+    flash = torch.backends.cuda.flash_sdp_enabled()
+    try:
+        code = script["main"](["--tiny", "--rounds", "1", "--pictures", "3", "--json", str(tmp_path / "out.json")])
+    finally:
+        torch.backends.cuda.enable_flash_sdp(flash)
+    assert code == 0
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["largest_difference"] < 1e-5
+    rows = report["rows"]
+    assert rows["one forward per pair and slot"]["in_all"] == 1.0
+    assert rows["+ distinct strings only"]["in_all"] == pytest.approx(23 / 14)
+    assert "+ fast kernels = score_all" in capsys.readouterr().out
+    assert {"random weights"} == set(report["bf16"])
