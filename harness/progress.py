@@ -27,7 +27,7 @@ class Display(Protocol):
         """A trial has finished an epoch; ``line`` is what the fit reports."""
 
     def scoring(self, planned: Planned, line: dict[str, Any]) -> None:
-        """A trial scores pairs; ``line`` holds ``pairs``, ``done``, ``pairs_per_s`` and ``left_s`` of the split at hand."""
+        """A trial scores pairs; ``line`` holds ``pairs``, ``scored``, ``pairs_per_s`` and ``left_s`` of the split at hand."""
 
     def finished(self, planned: Planned) -> None:
         """A trial has its record."""
@@ -80,9 +80,7 @@ class _Counting:
 
     def scoring(self, planned: Planned, line: dict[str, Any]) -> None:
         row = self.rows.setdefault(planned.trial.spec.spec_id, _Row(planned.trial.spec.label, time.monotonic()))
-        row.scoring = (
-            f"{line['done']:,} of {line['pairs']:,} pairs, {line['pairs_per_s']:,.0f}/s, {_clock(line['left_s'])} left"
-        )
+        row.scoring = f"{line['scored']:,} of {line['pairs']:,} pairs, {line['pairs_per_s']:,.0f}/s, {_clock(line['left_s'])} left"
 
     def finished(self, planned: Planned) -> None:
         self._leave(planned)

@@ -138,8 +138,9 @@ class Ranking:
     def _say(self, progress: PairProgress) -> None:
         self.report(
             {
+                # `done` would be Ray Tune's word for the end of the trial.
                 "pairs": progress.pairs,
-                "done": progress.done,
+                "scored": progress.done,
                 "pairs_per_s": progress.pairs_per_s,
                 "left_s": progress.left_s,
             }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from support import ROOT
 
 from petlbench.harness.record import find_records, read_record
 from petlbench.leaderboard.text import markdown
+from petlbench.methods import registry
 
 SETTINGS = [
     *("--set", "dataset.scenes.train=60", "--set", "dataset.scenes.val=30", "--set", "dataset.scenes.test=30"),
@@ -63,7 +65,8 @@ def first_run(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("run")
     plugin = folder / "failing.py"
     plugin.write_text(FAILING)
-    words = ["all-methods", "-b", "tiny-clip", "-d", "scenes", "--seed", "0", "--plugin", str(plugin), *SETTINGS]
+    words = ["all-methods", "-b", "tiny-clip", "-b", "tiny-vilt", "-d", "scenes", "--seed", "0"]
+    words += ["--plugin", str(plugin), *SETTINGS]
     words += ["--set", "train.epochs=1", "--results", str(folder / "results")]
     return folder / "results", words, run(*words, cache=cache)
 
@@ -71,9 +74,13 @@ def first_run(tmp_path_factory, cache):
 def test_every_method_is_recorded_and_ranked(first_run):
     results, _, done = first_run
     records = {r.method.name: r for r in map(read_record, find_records(results))}
-    assert {"zero_shot", "linear_probe", "full_finetune", "lora"} <= set(records)
+    builtin = {name for name, source in registry.discover().items() if source.builtin}
     good = {name: r for name, r in records.items() if r.status == "ok"}
-    assert set(good) == set(records) - {"failing"}, done.stdout + done.stderr
+    assert set(good) == builtin, done.stdout + done.stderr
+    assert {good["vilt_lora"].spec["backbone"]["name"], good["lora"].spec["backbone"]["name"]} == {
+        "tiny-vilt",
+        "tiny-clip",
+    }
     board = (results / "board.md").read_text()
     for record in good.values():
         assert markdown(record.method.name) in board
@@ -103,6 +110,7 @@ def test_the_log_is_plain_and_tells_epochs_and_counts(first_run):
     assert "\x1b" not in done.stdout
     assert "lora/scenes/tiny-clip/s0 epoch 1/1 loss " in done.stdout
     assert "val mR" in done.stdout
+    assert re.search(r"vilt_full/scenes/tiny-vilt/s0 scores [\d,]+ of [\d,]+ pairs, [\d,]+/s, 0:\d\d left", done.stdout)
     assert "1 failed" in done.stdout
 
 
