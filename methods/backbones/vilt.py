@@ -97,8 +97,13 @@ class ViltEncoder(PairEncoder):
 
     def head(self, hidden: Hidden) -> Tensor:
         """(B,) scores of the last block's states: final norm and pooler at the first token after the prefix, then ranking."""
-        return self.rank_output(self.joint.pool(hidden)).squeeze(1)
+        return self.rank(self.joint.pool(hidden))
+
+    def rank(self, pooled: Tensor) -> Tensor:
+        """(..., W) pooled outputs to (...,) scores in fp32."""
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.rank_output(pooled.float()).squeeze(-1)
 
     def score_pairs(self, images: Tensor, tokens: Tokens) -> Tensor:
         """(B,) scores of B pictures, (B, 3, R, R) normalised floats, each with its own caption; higher is better."""
-        return self.rank_output(self.joint.pooled((images, tokens))).squeeze(1)
+        return self.rank(self.joint.pooled((images, tokens)))

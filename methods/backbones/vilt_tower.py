@@ -156,8 +156,13 @@ class ViltTower(Tower):
         return self.model.layernorm(hidden.x)
 
     def pool(self, hidden: Hidden) -> Tensor:
-        """(B, W): the pooled token after the final norm, the pooler's linear map and tanh."""
-        return self.model.pooler(self.model.layernorm(self._first(hidden).x))
+        """(B, W) fp32: the pooled token after the final norm, the pooler's linear map and tanh.
+
+        Not under autocast: rounded to bf16, most of a query's scores would tie.
+        """
+        x = self._first(hidden).x
+        with torch.autocast(x.device.type, enabled=False):
+            return self.model.pooler(self.model.layernorm(x.float()))
 
     def pooled(self, inputs: Any) -> Tensor:
         """(B, W) pooled output."""

@@ -151,7 +151,7 @@ class ViltMethod(PairMethod):
 
     def score(self, model: nn.Module, image: States, text: States) -> Tensor:
         """(B,) outputs of the ranking head."""
-        return self.vilt(model).rank_output(self.pooled(model, image, text)).squeeze(-1)
+        return self.vilt(model).rank(self.pooled(model, image, text))
 
     def pooled(self, model: nn.Module, image: States, text: States) -> Tensor:
         """(B, W) pooled states of B pairs: what the heads read."""
@@ -167,7 +167,7 @@ class ViltMethod(PairMethod):
         each = len(text["x"]) // rows
         pooled = self.pooled(model, repeated(image, each), text).unflatten(0, (rows, each))
         vilt = self.vilt(model)
-        terms = {"ranking": ranking(vilt.rank_output(pooled).squeeze(-1))}
+        terms = {"ranking": ranking(vilt.rank(pooled))}
         if self.config.itm_weight:
             logits = vilt.get_submodule(ITM_HEAD)(pooled[:, :2])
             terms["matching"] = self.config.itm_weight * matching(logits)
