@@ -231,23 +231,33 @@ def test_towers_say_in_training_what_is_kept_of_them(kind):
 
 def test_the_contrastive_loss_is_there_where_joining_heads_train():
     aligned, new = random_clip(), random_two_tower()
-    assert set(fusion().loss(built(fusion(), aligned), fake_batch(aligned))) == {"ranking"}
+    assert set(fusion().loss(built(fusion(), aligned), fake_batch(aligned))) == {"ranking", "head"}
     batch, method = fake_batch(new), fusion(contrastive_weight=0.5)
     model = built(method, new)
     found = method.loss(model, batch)
     logits = scaled_cosines(new, batch.images, batch.tokens)
     expected = losses.infonce(logits, losses.same_pair(batch.image_ids, batch.text_ids))
     torch.testing.assert_close(found["contrastive"], 0.5 * expected, atol=1e-5, rtol=1e-5)
-    assert set(fusion(contrastive_weight=0).loss(model, batch)) == {"ranking"}
+    assert set(fusion(contrastive_weight=0).loss(model, batch)) == {"ranking", "head"}
 
 
-def test_the_ranking_loss_is_that_of_the_scores():
+def test_the_ranking_losses_are_those_of_the_score_and_of_the_head_alone():
     backbone = random_clip()
-    method, batch = fusion(), fake_batch(backbone)
+    method, batch = fusion(head_weight=0.25), fake_batch(backbone)
     model = disturb(built(method, backbone))
     each = len(batch.candidates) // len(batch)
-    scores = method.score_pairs(model, batch.images.repeat_interleave(each, 0), batch.candidates).view(-1, each)
-    torch.testing.assert_close(method.loss(model, batch)["ranking"], ranking(scores), atol=1e-5, rtol=1e-5)
+    pictures = batch.images.repeat_interleave(each, 0)
+    scores, alone = (
+        m.score_pairs(model, pictures, batch.candidates).view(-1, each) for m in (method, fusion(residual=False))
+    )
+    found = method.loss(model, batch)
+    torch.testing.assert_close(found["ranking"], ranking(scores), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found["head"], 0.25 * ranking(alone), atol=1e-5, rtol=1e-5)
+    assert (found["head"] - 0.25 * found["ranking"]).abs() > 1e-3
+    assert set(fusion(head_weight=0).loss(model, batch)) == {"ranking"}
+    only = fusion(residual=False).loss(model, batch)
+    torch.testing.assert_close(only["ranking"], ranking(alone), atol=1e-5, rtol=1e-5)
+    assert set(only) == {"ranking"}
 
 
 def test_scores_stay_fp32_under_autocast():

@@ -162,7 +162,7 @@ def test_a_batch_of_kept_states_gives_the_loss_of_pixels_and_words(scenes):
     assert kept.images is None and torch.equal(plain.candidate_ids, kept.candidate_ids)
     case.model.eval()
     first, second = (case.method.loss(case.model, batch) for batch in (plain, kept))
-    assert set(first) == {"ranking", "contrastive"}
+    assert set(first) == {"ranking", "head", "contrastive"}
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=1e-4, rtol=1e-4)
     case.model.train()
