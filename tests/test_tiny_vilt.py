@@ -15,8 +15,6 @@ from petlbench.methods.backbones.tiny_vilt import untrained_tiny_vilt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MODEL_CARD = "TINY_VILT_CARD.md"
-
 
 def test_the_shipped_file():
     model = load_backbone("tiny-vilt")
@@ -31,7 +29,7 @@ def test_the_shipped_file():
 
 
 def test_the_card_describes_the_shipped_file():
-    card = (tiny_vilt.WEIGHTS.parent / MODEL_CARD).read_text()
+    card = (tiny_vilt.WEIGHTS.parent / "MODEL_CARD.md").read_text()
     model = load_backbone("tiny-vilt")
     assert weights_io.file_sha256(tiny_vilt.WEIGHTS) in card
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card

@@ -30,10 +30,7 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 4 * WIDTH,
     "vocab_size": VOCAB_SIZE,
     "max_position_embeddings": CONTEXT_LENGTH,
-    "initializer_range": 0.1,
 }
-"""As narrow as it is, it starts slowly from ViLT's 0.02, a value for 768."""
-
 DROPOUT = 0.0
 """Small as it is, it learns more without; ViLT drops a tenth."""
 
