@@ -88,6 +88,8 @@ class Partial(Method):
 
     def refuse(self, backbone: DualEncoder) -> str | None:
         """Also where a tower has fewer blocks than are to be trained."""
+        if reason := super().refuse(backbone):
+            return reason
         config = self._config()
         for tower in chosen_towers(backbone, config.towers):
             if config.blocks > tower.depth:
@@ -95,7 +97,7 @@ class Partial(Method):
                     f"blocks is {config.blocks}, but the {tower.modality} tower of {backbone.name} has {tower.depth}; set "
                     f"method.partial.blocks to {tower.depth} or less, or use full_finetune"
                 )
-        return super().refuse(backbone)
+        return None
 
     def build(self, backbone: DualEncoder) -> nn.Module:
         """The backbone itself."""

@@ -54,7 +54,7 @@ def trained(method, backbone):
 
 
 def embedded(method, model, backbone):
-    return audit.embed_for_audit(method, model, fake_batch(backbone), torch.device("cpu"))
+    return audit.outputs(method, model, fake_batch(backbone), torch.device("cpu"))
 
 
 def fitting(method):

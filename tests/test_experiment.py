@@ -38,7 +38,7 @@ def test_the_embedded_experiment_asks_for_all_methods_and_three_seeds_without_da
     assert embedded.methods == ["all-methods"] and len(set(embedded.seeds)) == 3
     assert (
         embedded.datasets == ["scenes"]
-        and embedded.backbones == ["tiny-clip"]
+        and embedded.backbones == ["tiny-clip", "tiny-vilt"]
         and embedded.dataset.keys() == {"scenes"}
     )
 
