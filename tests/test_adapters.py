@@ -15,7 +15,7 @@ from petlbench.harness.contract_data import fake_batch
 from petlbench.harness.evaluation import adapter_of
 from petlbench.harness.record import Record
 from petlbench.methods import registry
-from petlbench.methods.backbones.random_models import random_clip, random_two_tower
+from petlbench.methods.backbones.random_models import random_clip, random_two_tower, random_vilt
 from petlbench.methods.base import PeftFormat
 from petlbench.methods.linear_probe import LinearProbe
 from petlbench.methods.lora import Lora
@@ -58,7 +58,7 @@ def embedded(method, model, backbone):
 
 
 def fitting(method):
-    for make in (random_clip, random_two_tower):
+    for make in (random_clip, random_two_tower, random_vilt):
         if method.refuse(make()) is None:
             return make
     pytest.skip("no random backbone fits")
