@@ -16,6 +16,8 @@ from petlbench.datasets.augment import augment, normalise
 from petlbench.datasets.cache import CachedImages, prepare
 from petlbench.datasets.captions import cleaned
 from petlbench.datasets.split import Split
+from petlbench.harness.distributed.shard import own_rows
+from petlbench.harness.distributed.world import here
 from petlbench.harness.false_captions import FalseCaptions
 from petlbench.harness.kept import NOTHING, Kept
 from petlbench.methods.backbones.base import Backbone, Tokens
@@ -96,13 +98,18 @@ def training_batches(
 ) -> Iterator[Batch]:
     """The batches of one epoch on ``device``; the next one is gathered while the current one is trained on.
 
-    ``false`` draws the false captions of a method that scores pairs; it must be that of this seed and epoch.
+    Where several processes train together, each gets its own rows of every batch. ``false`` draws the false captions of a
+    method that scores pairs; it must be that of this seed and epoch.
     """
     order = epoch_order(data.split, recipe.sampling, recipe.batch_size, seed, epoch)
     generator = torch.Generator(device=device).manual_seed(seed * 1_000_003 + epoch)
 
-    def collect(rows: NDArray[np.int64]) -> Batch:
+    def whole(rows: NDArray[np.int64]) -> Batch:
         return make_batch(data, backbone, rows, recipe, device, generator, kept, false)
+
+    def collect(rows: NDArray[np.int64]) -> Batch:
+        drawn = false is not None or not recipe.augmentation.is_identity
+        return own_rows(whole, rows, drawn=drawn, world=here())
 
     if device.type == "cpu":  # a second thread would only compete for the cores that train
         yield from map(collect, order)

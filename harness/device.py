@@ -15,7 +15,7 @@ import torch
 
 def choose_device() -> torch.device:
     """The GPU that Ray gave this process, or the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def tune_process(device: torch.device) -> None:
@@ -33,6 +33,27 @@ def tune_process(device: torch.device) -> None:
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(mmap_max, 0)
+
+
+def limit_memory(device: torch.device, part: float, reserve: int) -> None:
+    """Hold this process to its part of a GPU that others share, so that none can starve them; nothing on a CPU.
+
+    Args:
+        device: Where the model lies.
+        part: Part of the card, 1 for a whole one.
+        reserve: Bytes of the part that torch's allocator must leave to the CUDA context and libraries.
+    """
+    if device.type != "cuda":
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    # Always set: a worker process runs one trial after the other.
+    allowed = part - reserve / total if 0 < part < 1 else 1.0
+    if allowed <= 0:
+        raise RuntimeError(
+            f"{part:g} of {device_name(device)} ({total / 2**30:.1f} GiB) is less than resources.gpu_reserve_gib="
+            f"{reserve / 2**30:g}; raise resources.gpus_per_trial or lower the reserve"
+        )
+    torch.cuda.set_per_process_memory_fraction(allowed, device)
 
 
 def device_name(device: torch.device) -> str:

@@ -14,7 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from petlbench.datasets.split import DataError
 from petlbench.datasets.validation import Lines, checked, read_yaml
 from petlbench.errors import PetlbenchError
+from petlbench.harness.resources import Resources as Resources
+from petlbench.harness.search.settings import SearchConfig
 from petlbench.harness.spec import EngineConfig, ProtocolConfig
+from petlbench.harness.trackers import Tracker
 
 EMBEDDED = Path(__file__).resolve().parent / "experiments" / "embedded.yaml"
 """The experiment of a bare ``benchmark run all-methods``: needs no data, no weights, no network."""
@@ -30,20 +33,6 @@ M = TypeVar("M", bound=BaseModel)
 
 class ExperimentError(PetlbenchError):
     """The experiment file or an option is wrong; the message names the key and the way out."""
-
-
-class Resources(BaseModel):
-    """What one trial may use."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    cpus_per_trial: int | None = Field(None, ge=1)
-    """None: one where there is no GPU, else the machine's cores divided by its GPUs."""
-    gpus_per_trial: float | None = Field(None, ge=0)
-    """None: one if the machine has a GPU, else none. Shares below 1 pack trials and spoil the cost columns."""
-    max_concurrent: int | None = Field(None, ge=1)
-    address: str | None = None
-    """Address of a running Ray cluster; None starts Ray here for the run."""
 
 
 class Experiment(BaseModel):
@@ -70,6 +59,12 @@ class Experiment(BaseModel):
     engine: EngineConfig = EngineConfig()
     protocol: ProtocolConfig = ProtocolConfig()
     resources: Resources = Resources()
+    search: SearchConfig = SearchConfig()
+    """Budget and ways of ``benchmark search``; a run does not read it."""
+    tuned: str | None = None
+    """Folder of studies: every method takes the configuration that its search there found."""
+    trackers: list[Tracker] = Field(default_factory=list)
+    """Where else to send curves while trials run; none unless asked."""
     plugins: list[str] = Field(default_factory=list)
     """Loose method files."""
     results: str = "results"

@@ -1,7 +1,8 @@
-"""The training loop: batches, steps, validation each epoch, the best weights kept."""
+"""The training loop: batches, steps, validation each epoch, the best weights kept, fewer pairs at a time where memory ends."""
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +15,14 @@ from petlbench.harness import metrics
 from petlbench.harness.checkpoint import Checkpoints, Progress
 from petlbench.harness.data import SplitData, epoch_order, training_batches
 from petlbench.harness.device import peak_memory, reset_peak_memory
+from petlbench.harness.distributed.shard import micro_size, share
+from petlbench.harness.distributed.world import here
 from petlbench.harness.engine import Engine
 from petlbench.harness.evaluate import MAIN_RULE
 from petlbench.harness.false_captions import FalseCaptions
 from petlbench.harness.kept import Kept
 from petlbench.harness.metrics import Ranks
+from petlbench.harness.oom import cut, fewer_at_once, halved_note, is_out_of_memory
 from petlbench.harness.spec import TrialSpec
 from petlbench.methods.backbones.base import Backbone
 from petlbench.methods.base import Method
@@ -62,8 +66,60 @@ def fit(
 
     Raises:
         TrainingError: The loss is not finite, or a checkpoint does not fit.
+        OutOfMemory: A step does not fit into memory, however few pairs go through the model at once.
     """
-    steps_per_epoch = len(epoch_order(train.split, recipe.sampling, recipe.batch_size, spec.seed, 1))
+    initial = _copies(model, trainable)
+    if here().size == 1 and (earlier := checkpoints.progress()) is not None and earlier.workers == 1:
+        recipe = _cut_to(recipe, earlier.micro_batch)
+    whose = method, model, backbone, trainable, new_heads, train, kept, validate, checkpoints, report, device
+    while True:
+        try:
+            return _epochs(spec, recipe, initial, *whose)
+        except _TooMuch as told:
+            recipe = told.recipe
+        # Outside of the except clause: the error's frames hold the tensors of the failed step.
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        load_trained(model, initial)  # where there is no checkpoint yet
+
+
+class _TooMuch(Exception):
+    """A step ran out of memory; ``recipe`` has fewer pairs at a time."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self.recipe = recipe
+
+
+def _epochs(
+    spec: TrialSpec,
+    recipe: Recipe,
+    initial: dict[str, Tensor],
+    method: Method,
+    model: nn.Module,
+    backbone: Backbone,
+    trainable: list[str],
+    new_heads: set[str],
+    train: SplitData,
+    kept: Kept,
+    validate: Callable[[], Ranks],
+    checkpoints: Checkpoints,
+    report: Report,
+    device: torch.device,
+) -> Progress:
+    """The epochs that are left, from the newest checkpoint on; the arguments are those of :func:`fit`.
+
+    ``initial`` holds what is trained, before training; it is emptied as soon as there is a checkpoint to go back to.
+
+    Raises:
+        _TooMuch: Memory ran out in a step.
+    """
+    batches = epoch_order(train.split, recipe.sampling, recipe.batch_size, spec.seed, 1)
+    steps_per_epoch, pairs = len(batches), sum(map(len, batches))
+    world = here()
+    first, last = share(len(batches[0]), world)
+    rows = last - first
     engine = Engine(
         model=model,
         method=method,
@@ -74,15 +130,26 @@ def fit(
         total_steps=steps_per_epoch * recipe.epochs,
         steps_per_epoch=steps_per_epoch,
         device=device,
+        rows=rows,
+        seed=spec.seed,
     )
     try:
         resumed = checkpoints.restore(engine)
-        progress, best = resumed if resumed else (Progress(), engine.trained_tensors())
+        progress, best = resumed if resumed else (Progress(), dict(initial))
+        progress.micro_batch = micro_size(recipe, rows)
         reset_peak_memory(device)
         for epoch in range(progress.epoch + 1, recipe.epochs + 1):
-            # Dropout and anything else random depends on seed and epoch only, so a resumed trial repeats exactly.
-            torch.manual_seed(spec.seed * 1_000_003 + epoch)
-            line = _train_epoch(engine, model, method, spec, recipe, backbone, train, kept, epoch, device)
+            # Dropout and anything else random depends on seed and epoch only, so a resumed trial repeats exactly; and on the
+            # process, whose rows are others than its neighbour's.
+            torch.manual_seed(spec.seed * 1_000_003 + epoch + (world.rank << 52))
+            try:
+                line = _train_epoch(engine, model, method, spec, recipe, backbone, train, kept, epoch, device)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                fewer = fewer_at_once(error, method, recipe, rows, spec.engine, world)
+                checkpoints.note(halved_note(error, micro_size(recipe, rows), fewer, rows, epoch))
+                raise _TooMuch(cut(recipe, fewer)) from None
             progress.epoch, progress.steps = epoch, progress.steps + steps_per_epoch
             progress.train_s += line["seconds"]
             allocated, reserved = peak_memory(device)
@@ -90,7 +157,9 @@ def fit(
             progress.peak_reserved = max(progress.peak_reserved, reserved)
             if epoch % spec.protocol.validate_every == 0 or epoch == recipe.epochs:
                 started = time.perf_counter()
-                line["val_mR"] = metrics.recalls(validate(), MAIN_RULE)["mR"]
+                with engine.whole_model():
+                    measured = metrics.recalls(validate(), MAIN_RULE)["mR"] if world.first else None
+                    line["val_mR"] = world.told(measured)
                 progress.eval_s += time.perf_counter() - started
                 better = progress.best_mR is None or line["val_mR"] > progress.best_mR
                 if better or spec.protocol.selection == "last":
@@ -98,11 +167,24 @@ def fit(
                     best = engine.trained_tensors()
             progress.curve.append(line)
             checkpoints.save(engine, progress, best)
-            report({**line, "epochs": recipe.epochs, "best_mR": progress.best_mR, "train_s": progress.train_s})
+            initial.clear()
+            totals = {"best_mR": progress.best_mR, "train_s": progress.train_s, "pairs": epoch * pairs}
+            report({**line, "epochs": recipe.epochs, **totals})
+        engine.close(whole=True)
     finally:
         engine.close()
     load_trained(model, best)
     return progress
+
+
+def _cut_to(recipe: Recipe, micro: int | None) -> Recipe:
+    """The recipe as a checkpoint was trained with: what did not fit then is not tried again."""
+    return recipe if micro is None or micro >= micro_size(recipe, recipe.batch_size) else cut(recipe, micro)
+
+
+def _copies(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach().to("cpu", copy=True) for name in names}
 
 
 def false_captions(method: Method, split: Split, seed: int, epoch: int) -> FalseCaptions | None:

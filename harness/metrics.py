@@ -6,6 +6,7 @@ Needs numpy only, so that a leaderboard can be made where torch and ray are abse
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -95,10 +96,13 @@ class Ranks:
         return len(self.owner)
 
     def save(self, path: str | Path) -> None:
-        """Write a compressed ``.npz`` (plain arrays, no pickle) to exactly ``path``."""
+        """Write a compressed ``.npz`` (plain arrays, no pickle) to exactly ``path``, atomically."""
         arrays: dict[str, NDArray] = {item.name: getattr(self, item.name) for item in fields(self)}
-        with Path(path).open("wb") as stream:  # a stream, since numpy would add a suffix to a name
-            np.savez_compressed(stream, metric_version=np.int32(METRIC_VERSION), **arrays)  # type: ignore[arg-type]
+        from petlbench.harness.record import write_atomically
+
+        stream = io.BytesIO()  # numpy would add a suffix to a name
+        np.savez_compressed(stream, metric_version=np.int32(METRIC_VERSION), **arrays)  # type: ignore[arg-type]
+        write_atomically(Path(path), stream.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> Ranks:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petlbench.datasets.card import Card
-from petlbench.datasets.load import load
+from petlbench.datasets.load import find_root, load
 from petlbench.datasets.registry import load_card, options_model
 from petlbench.datasets.split import SPLITS, Split
 from petlbench.datasets.validation import suggest
 from petlbench.harness.experiment import Experiment, ExperimentError, merged
-from petlbench.harness.record import RecordError, find_records, read_record, record_path
+from petlbench.harness.record import Record, RecordError, find_records, read_record, record_path, stamp
+from petlbench.harness.resources import check_methods
 from petlbench.harness.spec import OWN, FirstStage, Named, Paths, ProtocolConfig, Trial, TrialSpec
 
 if TYPE_CHECKING:
+    from petlbench.harness.search.tuned import TunedConfigs
     from petlbench.methods.backbones.registry import BackboneInfo
     from petlbench.methods.base import Method
 
@@ -52,6 +54,8 @@ class Planned:
     state: str
     """``recorded`` (skipped), ``failed before`` or ``to run``."""
     note: str = ""
+    before: str | None = None
+    """:func:`petlbench.harness.record.stamp` of what lay there; a good record with another one was made since by another run."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Plan:
     planned: list[Planned]
     refused: list[tuple[str, str]]
     """Label of a combination and the reason it is left out."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know before it runs."""
 
     @property
     def to_run(self) -> list[Planned]:
@@ -91,12 +97,14 @@ def make_plan(
     sources = registry.discover(experiment.plugins)
     names = registry.resolve(experiment.methods, sources)
     _known_sections(experiment, "method", sources)
+    check_methods(experiment.resources, sources)
     _known_sections(experiment, "backbone", experiment.backbones, hint=" (or list it under `backbones`)")
     cards = {name: load_card(name) for name in dict.fromkeys(experiment.datasets)}
     _known_sections(
         experiment, "dataset", {*cards, *(c.name for c in cards.values())}, hint=" (or list it under `datasets`)"
     )
     plugins = [str(Path(p).resolve()) for p in experiment.plugins]
+    tuned = _tuned(experiment)
 
     # From the cheapest check to the dearest: options, weight files, captions.
     classes = {name: registry.load(sources[name]) for name in dict.fromkeys([*names, *experiment.method])}
@@ -124,6 +132,13 @@ def make_plan(
                     refused[f"{name}/{card.name}/{info.name}", reason] = (name, card.name, False)
                     continue
                 config, files = _by_content(config, METHOD_FILES)
+                tuning = None
+                if tuned is not None:
+                    config, recipe, tuning = tuned.lay_over(cls, data, backbone, config, recipe, experiment.seeds)
+                workers = experiment.resources.workers_of(name)
+                if reason := _undivided(cls, recipe, splits["train"], workers, f"{name}/{card.name}/{info.name}"):
+                    refused[f"{name}/{card.name}/{info.name}", reason] = (name, card.name, False)
+                    continue
                 # A method that trains nothing gives the same numbers for every seed.
                 for seed in experiment.seeds if cls.trains else experiment.seeds[:1]:
                     spec = TrialSpec(
@@ -147,7 +162,7 @@ def make_plan(
                         plugins=plugins,
                         command=command or [],
                     )
-                    of_set[spec.spec_id] = _state(Trial(spec=spec, paths=paths), results, force)
+                    of_set[spec.spec_id] = _state(Trial(spec=spec, paths=paths, tuning=tuning), results, force)
         if check_pictures and any(p.state != RECORDED for p in of_set.values()):
             for image in (image for split in splits.values() for image in split.images):
                 image.fingerprint()  # touches the file's entry, not its content
@@ -156,7 +171,15 @@ def make_plan(
     told = [
         line for line, (method, dataset, foreign) in refused.items() if not (foreign and (method, dataset) in fitting)
     ]
-    return Plan(list(planned.values()), told)
+    return Plan(list(planned.values()), told, tuned.notes if tuned is not None else [])
+
+
+def _tuned(experiment: Experiment) -> TunedConfigs | None:
+    if experiment.tuned is None:
+        return None
+    from petlbench.harness.search.tuned import TunedConfigs
+
+    return TunedConfigs.read(Path(experiment.tuned).expanduser().absolute())
 
 
 def _absolute(path: str) -> str:
@@ -176,9 +199,8 @@ def _dataset(
     options = experiment.checked_section(
         options_model(card.format), "dataset", section, base=card.options, leave=places
     ).model_dump(mode="json")
-    root = experiment.dataset.get(section, {}).get("root") if places else None
-    if root is not None:
-        root = _absolute(str(root))
+    # Resolved here: the workers of a cluster do not have this machine's environment.
+    root = str(find_root(card, experiment.dataset.get(section, {}).get("root"))) if places else None
     # Reading now finds a missing file before anything is started, and ties the identity of every trial to the pictures'
     # names, captions and ownership rather than to where they lie.
     splits = load(card, root, **options)
@@ -346,8 +368,33 @@ def _refusal(cls: type[Method], info: BackboneInfo, preset: str) -> str | None:
     return None
 
 
+def _undivided(cls: type[Method], settings: Mapping[str, Any], train: Split, workers: int, label: str) -> str | None:
+    """Why a method cannot train in several workers or pieces.
+
+    Raises:
+        ExperimentError: It can, but not with this batch size.
+    """
+    from petlbench.harness.distributed.shard import cannot_split, indivisible
+    from petlbench.methods.recipe import Recipe
+
+    recipe = Recipe.model_validate(settings)
+    if not cls.trains:
+        return None
+    if (reason := cannot_split(cls, recipe, workers)) is not None:
+        return reason
+    pairs = len(set(train.owner.tolist())) if recipe.sampling == "image" else len(train.captions)
+    if (reason := indivisible(recipe, pairs, workers)) is not None:
+        raise ExperimentError(f"{label}: {reason}")
+    return None
+
+
 def _state(trial: Trial, results: Path, force: bool) -> Planned:
     path = record_path(results, trial.spec.model_dump(mode="json"), trial.spec.spec_id)
+    before = stamp(path)  # first: another run may write while this one reads
+    return replace(_found(trial, path, force), before=before)
+
+
+def _found(trial: Trial, path: Path, force: bool) -> Planned:
     if not path.exists():
         return Planned(trial, path, "to run")
     try:
@@ -359,8 +406,18 @@ def _state(trial: Trial, results: Path, force: bool) -> Planned:
     if record.spec_id != trial.spec.spec_id:
         return Planned(trial, path, "to run", "the file there belongs to another trial")
     if record.status == "ok":
+        if (stale := _other_search(trial, record)) and not force:
+            return Planned(trial, path, "to run", stale)
         return Planned(trial, path, "to run" if force else RECORDED, "forced" if force else "")
     return Planned(trial, path, "failed before", (record.error.message if record.error else record.status)[:200])
+
+
+def _other_search(trial: Trial, record: Record) -> str:
+    """A record says what was spent on finding its settings, so another search of the same outcome makes it anew."""
+    tuning, found = trial.tuning, record.selection
+    if tuning is None or found is None or (found.study, found.budget_trials) == (tuning.study, tuning.trials):
+        return ""
+    return f"recorded with a tuning budget of {found.budget_trials}, now {tuning.trials}"
 
 
 def _known_sections(experiment: Experiment, what: str, known: Collection[str], hint: str = "") -> None:

@@ -35,6 +35,15 @@ class Display(Protocol):
     def failed(self, planned: Planned) -> None:
         """A trial has failed."""
 
+    def stopped(self, planned: Planned) -> None:
+        """A trial was stopped by a signal, behind the checkpoint of an epoch."""
+
+    def restarted(self, planned: Planned, times: int, most: int) -> None:
+        """The process or the node of a trial was lost; it is started again, ``times`` of at most ``most``."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
     def stop(self) -> None:
         """The run is over."""
 
@@ -89,6 +98,21 @@ class _Counting:
     def failed(self, planned: Planned) -> None:
         self._leave(planned)
         self.broken += 1
+
+    def stopped(self, planned: Planned) -> None:
+        row = self.rows.pop(planned.trial.spec.spec_id, None)
+        if row is not None and row.epoch:
+            self.note(f"{planned.trial.spec.label} stopped after epoch {row.epoch}")
+
+    def restarted(self, planned: Planned, times: int, most: int) -> None:
+        row = self.rows.pop(planned.trial.spec.spec_id, None)
+        self.epochs_done -= row.epoch if row else 0
+        self.note(
+            f"{planned.trial.spec.label} lost its process or its node and is started again ({times} of at most {most} times)"
+        )
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _leave(self, planned: Planned) -> _Row | None:
         row = self.rows.pop(planned.trial.spec.spec_id, None)
@@ -176,6 +200,9 @@ class PlainDisplay(_Counting):
     def failed(self, planned: Planned) -> None:
         super().failed(planned)
         self._say(f"{planned.trial.spec.label} FAILED; {self.summary()}")
+
+    def note(self, text: str) -> None:
+        self._say(text)
 
     def stop(self) -> None:
         self._say(self.summary())

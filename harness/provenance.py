@@ -20,6 +20,7 @@ PACKAGES = (
     "peft",
     "deepspeed",
     "ray",
+    "optuna",
     "numpy",
     "pillow",
 )
@@ -42,7 +43,7 @@ def provenance(started: str, command: list[str]) -> dict[str, Any]:
         "git": _git(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": _packages(),
+        "packages": packages(),
         "cuda": torch.version.cuda if cuda else None,
         "gpu": torch.cuda.get_device_name(0) if cuda else None,
         "gpu_count": torch.cuda.device_count() if cuda else 0,
@@ -50,7 +51,8 @@ def provenance(started: str, command: list[str]) -> dict[str, Any]:
 
 
 @lru_cache
-def _packages() -> dict[str, str]:
+def packages() -> dict[str, str]:
+    """Installed versions of :data:`PACKAGES`."""
     found = {}
     for name in PACKAGES:
         try:

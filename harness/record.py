@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from petlbench.errors import PetlbenchError
+from petlbench.harness.disk import room_for
 from petlbench.harness.record_scoring import Part, QueryPart, TwoStagePart
 
 SCHEMA: Literal[1] = 1
@@ -66,6 +67,8 @@ class SelectionPart(Part):
     val_mR: float | None
     budget_trials: int = 1
     """Configurations tried on validation to find this one, itself included."""
+    study: str | None = None
+    """``study_id`` of the search that found it; None where nothing was searched."""
 
 
 class MetricsPart(Part):
@@ -117,13 +120,26 @@ class CostPart(Part):
     memory_kind: Literal["cuda_allocated", "process_resident"]
     device: str
     threads: int
+    micro_batch: int | None = None
+    """Pairs that went through the model at once in training, per process; fewer than were asked for where memory ran out, which
+    ``notes`` then says. None where nothing was trained, and in records from before this was kept."""
+    workers: int = 1
+    """Processes that trained it together: threads and memory are those of the first one, samples per second of all."""
     concurrent_trials: int = 1
     """Trials that could run at the same time on the machine; cost columns are comparable only where equal."""
+    gpu_share: float | None = None
+    """Part of a GPU that the trial had; below 1 it could share the GPU with others, and its cost compares with nothing. None
+    without a GPU, and in records from before this was kept."""
     cached_features: bool = False
     """Frozen towers were run once and their pooled outputs kept (their cost is in ``cache_s``)."""
     cache_s: float = 0.0
     query: QueryPart | None = None
     """Of the test evaluation; None in records from before it was measured."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether other trials may have been on the same GPU."""
+        return self.gpu_share is not None and self.gpu_share < 1
 
 
 class EpochPart(Part):
@@ -165,6 +181,8 @@ class Record(Part):
     curve: list[EpochPart] = Field(default_factory=list)
     audit: dict[str, str] = Field(default_factory=dict)
     """Check name to ``ok`` or the reason it does not apply."""
+    notes: list[str] = Field(default_factory=list)
+    """What befell the trial and a reader should know: a damaged checkpoint, memory that ran out. Empty where all went well."""
     provenance: dict[str, Any]
     artifacts: dict[str, str] = Field(default_factory=dict)
     """File names beside the record: ``ranks``, ``weights``."""
@@ -190,6 +208,7 @@ def write_record(record: Record, path: Path) -> Path:
 
     Raises:
         RecordError: A number is NaN or infinite (not valid JSON); the message names its key. Nothing is written.
+        DiskFull: There is no room; an older record stands.
         OSError: The folder cannot be written.
     """
     # Looked for before the dump to JSON types, which turns NaN inside free-form parts (spec, provenance) into null.
@@ -199,7 +218,9 @@ def write_record(record: Record, path: Path) -> Path:
             "the trial diverged or a measurement failed, so record it as failed"
         )
     text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_atomically(path, f"{text}\n".encode())
+    payload = f"{text}\n".encode()
+    with room_for("a record", path.parent, len(payload)):
+        write_atomically(path, payload)
     return path
 
 
@@ -217,6 +238,15 @@ def write_atomically(path: Path, payload: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def stamp(path: Path) -> str | None:
+    """Tells one version of a file from another, by equality alone: clocks may jump. None where there is no file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return f"{found.st_mtime_ns}-{found.st_ino}-{found.st_size}"
 
 
 def read_record(path: Path) -> Record:

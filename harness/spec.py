@@ -6,7 +6,14 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 OWN = "own"
 """As first stage of a two-stage scoring: the dual encoder that the method itself sits on."""
@@ -19,8 +26,25 @@ class _Part(BaseModel):
 class EngineConfig(_Part):
     """DeepSpeed settings of a trial."""
 
-    zero_stage: Literal[0, 1, 2] = 0
-    """ZeRO stage; above 0 optimiser state (and gradients) are partitioned over ranks."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """ZeRO stage: from 1 the optimiser's state is divided among the workers of a trial, from 2 the gradients too, with 3 the
+    weights too, frozen ones included."""
+    offload: Literal["none", "cpu"] = "none"
+    """``cpu``: what ZeRO divides lies in the memory of the host, and the optimiser works there."""
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> EngineConfig:
+        if self.offload != "none" and not self.zero_stage:
+            raise ValueError(
+                "offload: cpu needs zero_stage 1, 2 or 3; stage 0 divides nothing that could lie elsewhere"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_if_asked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Specs from before this setting, and all that do not use it, keep their identity.
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "offload" or value != "none"}
 
 
 class RerankConfig(_Part):
@@ -103,8 +127,23 @@ class Paths(_Part):
     first_stage: FirstStage | None = None
     """For two-stage scoring by another record."""
     threads: int = 1
+    workers: int = 1
+    """Processes that train the trial together; no part of the identity, since they compute what one would."""
+    gpus_per_worker: float = 0
+    """Below 1, other trials may be on the same GPU."""
+    gpu_reserve: int = 0
+    """Bytes of a part of a GPU that torch's allocator leaves alone."""
     concurrent_trials: int = 1
     command: list[str] = Field(default_factory=list)
+
+
+class Tuning(_Part):
+    """The search that a trial's settings come from; not part of the identity, which is the settings themselves."""
+
+    study: str
+    """``study_id`` of the search."""
+    trials: int
+    """Configurations that it tried."""
 
 
 class Trial(_Part):
@@ -112,6 +151,8 @@ class Trial(_Part):
 
     spec: TrialSpec
     paths: Paths
+    tuning: Tuning | None = None
+    """None where the settings are a preset's or the user's own."""
 
 
 class FirstStage(_Part):

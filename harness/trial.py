@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,24 @@ from petlbench.datasets.card import Card
 from petlbench.datasets.split import Split
 from petlbench.harness import adapters, audit, metrics
 from petlbench.harness.checkpoint import Checkpoints, Progress
-from petlbench.harness.data import SplitData, make_batch
+from petlbench.harness.data import SplitData, epoch_order, make_batch
 from petlbench.harness.device import (
     choose_device,
     device_name,
+    limit_memory,
     peak_memory,
     reset_peak_memory,
     seed_everything,
     tune_process,
 )
+from petlbench.harness.disk import DiskFull, room_for
+from petlbench.harness.distributed.workers import in_workers, lost_worker
 from petlbench.harness.evaluate import metrics_part
 from petlbench.harness.fit import false_captions, fit
 from petlbench.harness.kept import NOTHING, keep
-from petlbench.harness.parts import assemble, build
+from petlbench.harness.leftovers import remove_half_written, work_folder
+from petlbench.harness.oom import memory_advice
+from petlbench.harness.parts import Built, Parts, assemble, build
 from petlbench.harness.provenance import now, provenance
 from petlbench.harness.ranking import Ranking
 from petlbench.harness.record import (
@@ -44,53 +50,136 @@ from petlbench.harness.record import (
     SplitPart,
     read_record,
     record_path,
+    stamp,
     write_record,
 )
 from petlbench.harness.spec import Trial
 from petlbench.methods import registry
 from petlbench.methods.base import Method, count
+from petlbench.methods.recipe import Recipe
+
+UNSEEN = "unseen"
+"""The caller knows of no record: whatever stands when it calls is to be replaced."""
 
 _AUDIT_ROWS = 4
 
 
-def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None] = lambda line: None) -> Record:
+@dataclass(frozen=True)
+class Trained:
+    """A trial before its test split is opened.
+
+    Attributes:
+        parts: What it was put together from.
+        built: The model, with the selected weights.
+        ranking: Ranks the splits with it.
+        progress: Curve and times of the fit.
+        checks: What the audits said.
+        pairs: Image-caption pairs that were trained on.
+        base_size: Scalars of the untouched backbone.
+        kept: Whether outputs of frozen modules were computed once and kept.
+        cache_s: How long that took, seconds.
+        device: Where the model lies.
+    """
+
+    parts: Parts
+    built: Built
+    ranking: Ranking
+    progress: Progress
+    checks: dict[str, str]
+    pairs: int
+    base_size: int
+    kept: bool
+    cache_s: float
+    device: torch.device
+
+
+def run_trial(
+    trial: Trial, report: Callable[[dict[str, Any]], None] = lambda line: None, *, seen: str | None = UNSEEN
+) -> Record:
     """Run a trial and write its record; a failure is recorded too, then raised.
 
     Where another process is running the same trial (a second driver, or the last worker of a killed one), this waits for
     it and takes its record.
 
+    Args:
+        trial: What to run.
+        report: Called after every epoch.
+        seen: :func:`petlbench.harness.record.stamp` of the record that is to be replaced, None where there was none: a good one
+            with another stamp was written since, by another process, and is taken. By default the present one.
+
     Raises:
-        Exception: Whatever went wrong, after a record with status ``failed`` was written.
+        DiskFull: There is no room for a checkpoint or the record. This is not recorded: the trial goes on where there is.
+        Exception: Whatever else went wrong, after a record with status ``failed`` was written.
     """
-    work = Path(trial.paths.work) / trial.spec.spec_id[:16]
+    work = work_folder(trial)
     work.mkdir(parents=True, exist_ok=True)
     path = record_path(Path(trial.paths.results), trial.spec.model_dump(mode="json"), trial.spec.spec_id)
     started = now()
-    asked = time.time()
+    seen = stamp(path) if seen == UNSEEN else seen
     with FileLock(str(work) + ".lock"):
-        if path.exists() and path.stat().st_mtime > asked and (theirs := good_record(path, trial)):
+        if stamp(path) not in (None, seen) and (theirs := good_record(path, trial)):
             return theirs
+        remove_half_written(path)
         try:
-            record = _run(trial, path, Checkpoints(work), started, report)
+            if trial.paths.workers > 1:
+                record = in_workers(trial, RecordOf(path, work, started), report)
+            else:
+                record = _run(trial, path, Checkpoints(work), started, report)
+        except DiskFull:
+            raise
         except Exception as error:
-            write_failure(trial, started, error, path)
+            if not lost_worker(error):
+                write_failure(trial, started, error, path)
             raise
         write_record(record, path)
         Checkpoints(work).clear()
         return record
 
 
-def _run(
-    trial: Trial, path: Path, checkpoints: Checkpoints, started: str, report: Callable[[dict[str, Any]], None]
-) -> Record:
+@dataclass(frozen=True)
+class RecordOf:
+    """What each worker does where several train one trial: all train, and the first one also tests."""
+
+    path: Path
+    work: Path
+    started: str
+
+    def __call__(self, trial: Trial, first: bool, report: Callable[[dict[str, Any]], None]) -> Record | None:
+        """The record, from the first worker."""
+        checkpoints = Checkpoints(self.work)
+        if first:
+            return _run(trial, self.path, checkpoints, self.started, report)
+        train_and_select(trial, checkpoints, report)
+        return None
+
+
+def train_and_select(
+    trial: Trial,
+    checkpoints: Checkpoints,
+    report: Callable[[dict[str, Any]], None],
+    parts: Parts | None = None,
+) -> Trained:
+    """Everything that comes before the test split: data, backbone, method, audits, training, selection.
+
+    Args:
+        trial: What to train.
+        checkpoints: Where epochs are saved.
+        report: Called after every epoch.
+        parts: From :func:`assemble`, where the caller has changed them.
+
+    Raises:
+        AuditError: The method does not keep its promises.
+        TrainingError: Training cannot go on.
+    """
     spec = trial.spec
     torch.set_num_threads(trial.paths.threads)
     device = choose_device()
+    limit_memory(device, trial.paths.gpus_per_worker, trial.paths.gpu_reserve)
     tune_process(device)
     seed_everything(spec.seed)
 
     # Data, backbone, method: everything is found or refused before anything is computed.
-    parts = assemble(trial)
+    parts = parts or assemble(trial)
     method, backbone, recipe = parts.method, parts.backbone.to(device), parts.recipe
     train = SplitData.open(parts.splits["train"], backbone, recipe.captions)
     select_on = "test" if spec.protocol.selection == "test_max" else "val"
@@ -126,17 +215,44 @@ def _run(
         progress = fit(*whose, train, kept, lambda: ranking.rank(select).ranks, checkpoints, report, device)
     checks["frozen"] = audit.check_frozen(method, frozen, audit.frozen_hash(model, set(trainable)))
 
+    pairs = sum(map(len, epoch_order(train.split, recipe.sampling, recipe.batch_size, spec.seed, 1)))
+    return Trained(
+        parts=parts,
+        built=built,
+        ranking=ranking,
+        progress=progress,
+        checks=checks,
+        pairs=progress.epoch * pairs,
+        base_size=base_size,
+        kept=kept != NOTHING,
+        cache_s=cache_s,
+        device=device,
+    )
+
+
+def _run(
+    trial: Trial, path: Path, checkpoints: Checkpoints, started: str, report: Callable[[dict[str, Any]], None]
+) -> Record:
+    spec = trial.spec
+    with memory_advice(Recipe.model_validate(spec.train)):
+        trained = train_and_select(trial, checkpoints, report)
+    parts, built, progress, device = trained.parts, trained.built, trained.progress, trained.device
+    method, backbone = parts.method, parts.backbone
+    model, trainable, new_heads, ranking = built.model, built.trainable, built.new_heads, trained.ranking
+
     # The test split is opened here for the first time, and measured once.
     began = time.perf_counter()
     test = ranking.open("test")
-    tested = ranking.rank(test, resumable=True)
+    with memory_advice(parts.recipe):
+        tested = ranking.rank(test, resumable=True)
     eval_s = progress.eval_s + time.perf_counter() - began
     allocated, reserved = peak_memory(device)
 
     # Ranks and adapter first, so that a record never points at files that do not exist.
     ranks_path = path.with_name(path.stem + RANKS_SUFFIX)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tested.ranks.save(ranks_path)
+    with room_for("the ranks", path.parent, sum(a.nbytes for a in vars(tested.ranks).values() if hasattr(a, "nbytes"))):
+        tested.ranks.save(ranks_path)
     about = adapters.About(
         method=method.name,
         options=spec.method.options,
@@ -145,11 +261,11 @@ def _run(
         seed=spec.seed,
         spec_id=spec.spec_id,
     )
-    adapter = adapters.save_adapter(method, model, set(trainable), about, path.parent, path.stem)
+    with room_for("the trained tensors", path.parent, 4 * count(model, trainable)):
+        adapter = adapters.save_adapter(method, model, set(trainable), about, path.parent, path.stem)
 
     rule = spec.protocol.selection if method.trains else "none"
     total = sum(p.numel() for p in model.parameters())
-    pairs = progress.steps * min(recipe.batch_size, len(train.split.captions))
     return Record(
         spec_id=spec.spec_id,
         status="ok",
@@ -157,32 +273,42 @@ def _run(
         method=_method_part(method, parts.origin),
         backbone=backbone.provenance.model_dump(mode="json"),
         data=_data_part(parts.card, parts.splits),
-        selection=SelectionPart(rule=rule, epoch=progress.best_epoch, val_mR=progress.best_mR),
+        selection=SelectionPart(
+            rule=rule,
+            epoch=progress.best_epoch,
+            val_mR=progress.best_mR,
+            budget_trials=trial.tuning.trials if trial.tuning else 1,
+            study=trial.tuning.study if trial.tuning else None,
+        ),
         metrics={"test": metrics_part(tested)},
         params=ParamsPart(
             trained=count(model, trainable),
             trained_new_heads=count(model, new_heads),
             total=total,
-            added_at_inference=method.added_at_inference(total - base_size),
+            added_at_inference=method.added_at_inference(total - trained.base_size),
             stored_bytes=adapters.stored_bytes(adapter) if adapter else 0,
         ),
         cost=CostPart(
             train_s=progress.train_s,
             eval_s=eval_s,
-            samples_per_s=pairs / progress.train_s if progress.train_s else None,
+            samples_per_s=trained.pairs / progress.train_s if progress.train_s else None,
             steps=progress.steps,
             peak_memory=progress.peak_memory if method.trains else allocated,
             peak_reserved=max(progress.peak_reserved, reserved) if device.type == "cuda" else None,
             memory_kind="cuda_allocated" if device.type == "cuda" else "process_resident",
             device=device_name(device),
             threads=trial.paths.threads,
+            micro_batch=progress.micro_batch,
+            workers=trial.paths.workers,
             concurrent_trials=trial.paths.concurrent_trials,
-            cached_features=kept != NOTHING,
-            cache_s=cache_s,
+            gpu_share=trial.paths.gpus_per_worker or None,
+            cached_features=trained.kept,
+            cache_s=trained.cache_s,
             query=ranking.query_cost(test, tested),
         ),
         curve=[EpochPart(**line) for line in progress.curve],
-        audit=checks,
+        audit=trained.checks,
+        notes=checkpoints.notes(),
         provenance=provenance(started, trial.paths.command),
         artifacts={"ranks": ranks_path.name, **({"weights": adapter.name} if adapter else {})},
     )

@@ -112,6 +112,12 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
         notes.append(
             "Some trials ran beside others on the machine, which slows them; time them alone for a cost claim."
         )
+    packed = [f"{row.label} ({row.packed} of {row.n} seeds)" for row in rows if row.packed]
+    if packed:
+        notes.append(
+            f"Trials that shared a GPU with others (packed) give no memory, samples/s or seconds: {', '.join(packed)}. Run "
+            "them alone on a GPU for their cost."
+        )
     budgets = {trials for row in rows if row.trained for trials in row.tuning_trials}
     if len(budgets) > 1:
         notes.append("The tuning budget differs between rows; a larger one alone can raise a score.")

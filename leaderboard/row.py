@@ -45,9 +45,9 @@ class Row:
     peak_memory: int | None
     """Largest over the seeds."""
     samples_per_s: float | None
-    train_s: float
-    eval_s: float
-    cache_s: float
+    train_s: float | None
+    eval_s: float | None
+    cache_s: float | None
     """Seconds spent on running frozen towers once, besides ``train_s``."""
     query: QueryPart | None
     """What a query costs; None where no seed states it."""
@@ -60,6 +60,8 @@ class Row:
     owner: NDArray[np.int32] | None
     rank: int = 0
     interval: tuple[float, float] | None = None
+    packed: int = 0
+    """Seeds that shared a GPU with other trials: no cost is taken from them."""
     p_holm: float | None = None
     within_noise: bool = False
     seeds_overlap: bool = False
@@ -73,6 +75,11 @@ class Row:
     def scoring(self) -> str:
         """How its scores were computed, plain text."""
         return self.group.scoring
+
+    @property
+    def all_packed(self) -> bool:
+        """No seed had a GPU for itself, so no cost is shown."""
+        return self.packed == self.n
 
     @property
     def few_seeds(self) -> bool:
@@ -93,6 +100,7 @@ def make_row(group: Group, label: str) -> tuple[Row, list[Problem]]:
     shared = set.intersection(*(set(test.other_rules) for test in tests)) - {group.setting.tie_rule}
     params = [_present(record.params) for record in records]
     costs = [_present(record.cost) for record in records]
+    alone = [cost for cost in costs if not cost.packed]
     selections = [_present(record.selection) for record in records]
     contributions, owner, problems = _contributions(group)
     row = Row(
@@ -110,13 +118,14 @@ def make_row(group: Group, label: str) -> tuple[Row, list[Problem]]:
         total=_whole(params, lambda p: p.total),
         added_at_inference=_whole(params, lambda p: p.added_at_inference),
         stored_bytes=_whole(params, lambda p: p.stored_bytes),
-        peak_memory=max((c.peak_memory for c in costs if c.peak_memory is not None), default=None),
-        samples_per_s=_mean_known([c.samples_per_s for c in costs]),
-        train_s=mean_sd([c.train_s for c in costs])[0],
-        eval_s=mean_sd([c.eval_s for c in costs])[0],
-        cache_s=mean_sd([c.cache_s for c in costs])[0],
-        query=mean_query([c.query for c in costs]),
+        peak_memory=max((c.peak_memory for c in alone if c.peak_memory is not None), default=None),
+        samples_per_s=_mean_known([c.samples_per_s for c in alone]),
+        train_s=_mean_known([c.train_s for c in alone]),
+        eval_s=_mean_known([c.eval_s for c in alone]),
+        cache_s=_mean_known([c.cache_s for c in alone]),
+        query=mean_query([c.query for c in alone]),
         two_stage=mean_two_stage(tests),
+        packed=len(costs) - len(alone),
         rules=tuple(sorted({selection.rule for selection in selections})),
         tuning_trials=tuple(sorted({selection.budget_trials for selection in selections})),
         contributions=contributions,

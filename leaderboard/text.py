@@ -75,6 +75,11 @@ def quantity(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def unless_packed(shown: str, packed: bool) -> str:
+    """A cost, or the word ``packed`` where it was only seen on a GPU that other trials shared."""
+    return "packed" if packed else shown
+
+
 def share(part: int, total: int) -> str:
     """Percent of a total with three significant digits; a dash where the total is 0."""
     return NOTHING if total == 0 else f"{100 * part / total:.3g}"

@@ -166,6 +166,9 @@ class Method(ABC):
     """Promises that embeddings at step 0 equal those of the untouched backbone; audited."""
     head_only: ClassVar[bool] = False
     """Promises that the towers' pooled outputs never change, so that they are computed once and cached."""
+    splits_by_row: ClassVar[bool] = False
+    """Promises that each term of the loss is a mean over rows, none of which looks at another; accumulation then needs no
+    second pass (:mod:`petlbench.harness.grad_cache`)."""
 
     def __init__(self, config: MethodConfig | None = None, loss: LossConfig | None = None):
         self.config = self.Config() if config is None else config
@@ -249,26 +252,43 @@ class Method(ABC):
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses; the harness minimises their sum.
 
-        Raises:
-            MethodError: The loss needs a second view, which cached features cannot give.
-        """
-        return self.compare(model, batch, *self.embed(model, batch))
-
-    def compare(self, model: nn.Module, batch: Batch, image: Tensor, text: Tensor) -> dict[str, Tensor]:
-        """The terms of the chosen loss between (B, E) embeddings; a second view is computed here, where it is needed.
+        It is cut in two, so that a batch may be larger than one device holds: :meth:`views` is computed part by part, on
+        several devices or one after another, and :meth:`compare` once for all rows. Override those two rather than this;
+        a method with a ``loss`` of its own trains in one process and one piece only.
 
         Raises:
             MethodError: The loss needs a second view, which cached features cannot give.
         """
-        config, second = self.loss_config, None
-        if config.needs_second_view:
-            if batch.image_pooled is not None:
-                raise MethodError(
-                    f"method {self.name}: loss {config.name} needs pictures and words, not cached features"
-                )
-            with self._dual(model).second_view(config.view_dropout, config.view):
-                second = self.embed(model, batch)
-        return losses.terms(image, text, self.logit_scale(model).exp(), batch, config, second)
+        return self.compare(model, batch, *self.views(model, batch))
+
+    def views(self, model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+        """What the loss compares, row by row: both (B, E) embeddings, and those of a second view where the loss needs it.
+
+        Each tensor has B rows; row i may depend on row i of the batch, on parameters and on chance, not on other rows.
+
+        Raises:
+            MethodError: The loss needs a second view, which cached features cannot give.
+        """
+        config = self.loss_config
+        first = self.embed(model, batch)
+        if not config.needs_second_view:
+            return first
+        if batch.image_pooled is not None:
+            raise MethodError(f"method {self.name}: loss {config.name} needs pictures and words, not cached features")
+        with self._dual(model).second_view(config.view_dropout, config.view):
+            return *first, *self.embed(model, batch)
+
+    def compare(self, model: nn.Module, batch: Batch, *views: Tensor) -> dict[str, Tensor]:
+        """The terms of the chosen loss between the :meth:`views` of all rows.
+
+        Args:
+            model: For parameters that only the loss reads, such as the temperature.
+            batch: Ids and labels; pictures and words of the whole batch may be nowhere together.
+            views: As :meth:`views` gives them.
+        """
+        image, text = views[:2]
+        second = (views[2], views[3]) if self.loss_config.needs_second_view else None
+        return losses.terms(image, text, self.logit_scale(model).exp(), batch, self.loss_config, second)
 
     def logit_scale(self, model: nn.Module) -> Tensor:
         """Log of the inverse temperature used by the contrastive losses."""

@@ -78,6 +78,7 @@ class ClipFusion(PairMethod):
     config: ClipFusionConfig
     kinds = ("open_clip", "two_tower", "swin_bert")
     keeps_states = True
+    splits_by_row = False  # InfoNCE compares the rows of a batch
     identity_start = True
     choices = (
         "The harness's own baseline, no paper: ViLT's fusion and its ranking loss over the tokens of a frozen dual encoder.",
@@ -170,21 +171,29 @@ class ClipFusion(PairMethod):
         score = _fused(model).head(image, text)
         return score + self._scaled_cosine(model, image, text) if self.config.residual else score
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The ranking loss of the score, that of the head alone and, where joining heads train, InfoNCE over the batch."""
+    def views(self, model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+        """(B, 1 + K) scores of the head; with the residual also those of the cosine, and (B, E) embeddings of both sides."""
         image, text = self.prepared(model, batch)
         shape = len(batch), len(text["mask"]) // len(batch)
         beside = repeated(image, shape[1])
         head = _fused(model).head(beside, text).view(shape)
         if not self.config.residual:
+            return (head,)
+        cosine = self._scaled_cosine(model, beside, text).view(shape)
+        return head, cosine, image["embedding"], text["embedding"].unflatten(0, shape)[:, 0]
+
+    def compare(self, model: nn.Module, batch: Batch, *views: Tensor) -> dict[str, Tensor]:
+        """The ranking loss of the score, that of the head alone and, where joining heads train, InfoNCE over the batch."""
+        head, *rest = views
+        if not rest:
             return {"ranking": ranking(head)}
-        found = {"ranking": ranking(head + self._scaled_cosine(model, beside, text).view(shape))}
+        cosine, image, text = rest
+        found = {"ranking": ranking(head + cosine)}
         if weight := self.config.head_weight:
             found["head"] = weight * ranking(head)
         backbone = self._dual(model)
         if (weight := self.config.contrastive_weight) and any(True for _ in backbone.new_parameters()):
-            own = text["embedding"].unflatten(0, shape)[:, 0]
-            logits = backbone.logit_scale.float().exp() * image["embedding"] @ own.T
+            logits = backbone.logit_scale.float().exp() * image @ text.T
             same = losses.same_pair(batch.image_ids, batch.text_ids)
             found["contrastive"] = weight * losses.infonce(logits, ignore=same)
         return found

@@ -194,29 +194,33 @@ class Cup(Method):
         assert isinstance(model, _Cup)
         return _adapted(self._for_evaluation(self._text(model, tokens)), model.text_adapter, model.text_gate)
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Contrastive part over the draws, divergence from the prior, and gap between the modalities."""
+    def views(self, model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+        """(B, E) embeddings of pictures, captions and contexts, and the spread of each; then those of the second view."""
         assert isinstance(model, _Cup) and batch.images is not None and batch.tokens is not None
         raw, context = self._image(model, batch.images)
         image = _adapted(F.normalize(raw, dim=-1), model.image_adapter, model.image_gate)
         text = F.normalize(self._text(model, batch.tokens), dim=-1)
         text = _adapted(text, model.text_adapter, model.text_gate)
         prior = model.prior(context)
-        spreads = [
-            head(value).clamp_min(0)
-            for head, value in ((model.image_spread, image), (model.text_spread, text), (model.prior_spread, prior))
-        ]
-        noise = torch.randn(SAMPLES, DRAWS, *image.shape, device=image.device)
-        with torch.autocast(image.device.type, enabled=False):
-            means = [value.float() for value in (image, text, prior)]
-            found = self._contrastive(model, batch, means, [s.float() for s in spreads], noise)
-            if self.loss_config.needs_second_view:
-                # The second view of a pair is compared once, at its mean.
-                with model.backbone.second_view(self.loss_config.view_dropout, self.loss_config.view):
-                    second = self.embed(model, batch)
-                within = losses.terms(means[0], means[1], self._scale(model), batch, self.loss_config, second)
+        heads = ((model.image_spread, image), (model.text_spread, text), (model.prior_spread, prior))
+        found = (image, text, prior, *(head(value).clamp_min(0) for head, value in heads))
+        if not self.loss_config.needs_second_view:
+            return found
+        with model.backbone.second_view(self.loss_config.view_dropout, self.loss_config.view):
+            return *found, *self.embed(model, batch)
+
+    def compare(self, model: nn.Module, batch: Batch, *views: Tensor) -> dict[str, Tensor]:
+        """Contrastive part over the draws, divergence from the prior, and gap between the modalities."""
+        noise = torch.randn(SAMPLES, DRAWS, *views[0].shape, device=views[0].device)
+        with torch.autocast(noise.device.type, enabled=False):
+            values = [value.float() for value in views]
+            means, spreads, second = values[:3], values[3:6], values[6:]
+            found = self._contrastive(model, batch, means, spreads, noise)
+            if second:  # the second view of a pair is compared once, at its mean
+                scale, both = self._scale(model), (second[0], second[1])
+                within = losses.terms(means[0], means[1], scale, batch, self.loss_config, both)
                 found |= {name: value for name, value in within.items() if name not in found}
-            return found | self._regularisers(means, [s.float() for s in spreads], noise)
+            return found | self._regularisers(means, spreads, noise)
 
     def import_official(self, model: nn.Module, state: OfficialState) -> dict[str, Tensor]:
         """CUP's own parts, and the CLIP that its checkpoints hold."""

@@ -35,6 +35,8 @@ class PairMethod(Method):
     kinds: ClassVar[tuple[str, ...]] = ("vilt",)
     Config: ClassVar[type[MethodConfig]] = PairConfig
     config: Any
+    splits_by_row: ClassVar[bool] = True
+    """A picture is compared with its own candidates only; False where a loss compares the rows of a batch as well."""
     keeps_states: ClassVar[bool] = False
     """Promises that :meth:`image_states` and :meth:`text_states` read frozen weights only, so that they are computed once per
     split and kept; what is trained belongs into :meth:`prepare_image`, :meth:`prepare_text` and :meth:`score`."""
@@ -86,10 +88,13 @@ class PairMethod(Method):
         each = next(iter(text.values())).shape[0] // rows
         return self.score(model, repeated(image, each), text).unflatten(0, (rows, each))
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def views(self, model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+        """(B, 1 + K) scores of the candidates; each row is one picture's."""
+        return (self.candidate_scores(model, *self.prepared(model, batch)),)
+
+    def compare(self, model: nn.Module, batch: Batch, *views: Tensor) -> dict[str, Tensor]:
         """Softmax cross-entropy of the own caption among the candidates (ViLT's image-text retrieval fine-tuning)."""
-        scores = self.candidate_scores(model, *self.prepared(model, batch))
-        return {"ranking": ranking(scores)}
+        return {"ranking": ranking(views[0])}
 
     def logit_scale(self, model: nn.Module) -> Tensor:
         """Nothing divides the scores of pairs by a temperature."""

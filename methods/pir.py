@@ -188,11 +188,11 @@ class Pir(Method):
         mask = None if self._config().padding == "seen" else found.mask
         return found.pooled + self._model(model).text_head(found.tokens, mask, found.read_at)
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def compare(self, model: nn.Module, batch: Batch, *views: Tensor) -> dict[str, Tensor]:
         """The chosen loss, and ``affiliation`` (0 where no label of the batch is known)."""
         config = self._config()
-        image, text = self.embed(model, batch)
-        terms = self.compare(model, batch, image, text)
+        image, text = views[:2]
+        terms = super().compare(model, batch, *views)
         if config.affiliation:
             labels = torch.full_like(batch.image_ids, -1) if batch.labels is None else batch.labels
             if config.class_less == "own_class":

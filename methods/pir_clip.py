@@ -230,10 +230,10 @@ class PirClip(Method):
         instructed = self._released_input if self._released() else self._fixed_input
         return self.head_image(model, tower.pool(tower.run(instructed(tower.embed(images), token))))
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def compare(self, model: nn.Module, batch: Batch, *views: Tensor) -> dict[str, Tensor]:
         """The chosen loss, and the affiliation loss where the batch carries labels."""
-        image, text = self.embed(model, batch)
-        found = self.compare(model, batch, image, text)
+        image, text = views[:2]
+        found = super().compare(model, batch, *views)
         if (weight := self._config().affiliation) and batch.labels is not None:
             labels = losses.own_classes(batch.labels, batch.image_ids) if self._released() else batch.labels
             found["affiliation"] = weight * losses.affiliation(image, text, self.logit_scale(model).exp(), labels)

@@ -146,10 +146,10 @@ class PirPetl(Method):
         )
         return image + head_size(backbone.embed_dim, config.text_steps, config.bottleneck, config.share)
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def compare(self, model: nn.Module, batch: Batch, *views: Tensor) -> dict[str, Tensor]:
         """The chosen loss, and the affiliation loss where the batch carries labels."""
-        image, text = self.embed(model, batch)
-        found = self.compare(model, batch, image, text)
+        image, text = views[:2]
+        found = super().compare(model, batch, *views)
         if (weight := self._config().affiliation) and batch.labels is not None:
             scale = self.logit_scale(model).exp()
             found["affiliation"] = weight * losses.affiliation(image, text, scale, batch.labels)

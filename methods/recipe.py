@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from petlbench.datasets.augment import Augmentation
 
@@ -88,12 +97,32 @@ class Recipe(BaseModel):
     """``bf16``: autocast with fp32 weights (DeepSpeed torch_autocast); evaluation ranks are fp32 in both."""
     captions: Literal["raw", "cleaned"] = "raw"
     """``cleaned``: in training and evaluation alike, without case and punctuation and cut to 30 words (PIR, HarMA)."""
+    accumulate: PositiveInt = 1
+    """Pieces in which a step's batch goes through the model, one after another; the loss stays that of the whole batch."""
+    grad_cache: PositiveInt | None = None
+    """The same by size: pairs that go through the model at once, per process."""
 
     @model_validator(mode="after")
     def _milestones_where_needed(self) -> Recipe:
         if self.schedule == "step" and not self.milestones:
             raise ValueError("schedule step needs milestones, the epochs from which the rate falls, such as [20]")
         return self
+
+    @model_validator(mode="after")
+    def _one_way_to_cut(self) -> Recipe:
+        if self.grad_cache is not None and self.accumulate > 1:
+            raise ValueError(
+                f"accumulate={self.accumulate} (pieces) and grad_cache={self.grad_cache} (pairs per piece) both cut the "
+                "batch; give one"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_if_asked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Specs from before these settings, and all that do not use them, keep their identity.
+        values: dict[str, Any] = handler(self)
+        idle = {"accumulate": 1, "grad_cache": None}
+        return {key: value for key, value in values.items() if key not in idle or value != idle[key]}
 
 
 PE_RSITR_TRAIN: Mapping[str, Any] = {

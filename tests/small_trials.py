@@ -24,8 +24,7 @@ def small_plan(results: Path, *sets: str, methods: list[str] | None = None, **op
             [*SMALL, *defaults, *sets],
             methods=methods or ["full_finetune"],
             results=str(results),
-            seeds=[0],
-            **options,
+            **{"seeds": [0], **options},
         )
     )
 

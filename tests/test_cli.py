@@ -331,7 +331,7 @@ def test_run_with_nothing_left_says_so_and_writes_nothing(tmp_path):
 def test_options_of_run_reach_the_scheduler(tmp_path):
     seen = {}
 
-    def run_trials(todo, resources, display):
+    def run_trials(todo, resources, display, trackers):
         seen.update(todo=todo, resources=resources)
         put_record(tmp_path, make_ranks(3.0))
         return Outcome(0, [("lora/x", "RuntimeError: [boom]")], interrupted=True)

@@ -93,7 +93,7 @@ def test_later_sources_win_and_leave_the_rest(tmp_path):
         ("engine:\n  zero_stge: 1\n", 2, "engine.zero_stge", "did you mean `zero_stage`?"),
         ("seeds: [0]\nprotocol:\n  # a remark\n  select: last\n", 4, "protocol.select", "did you mean `selection`?"),
         ("resources: {max_concurent: 2}\n", 1, "resources.max_concurent", "did you mean `max_concurrent`?"),
-        ("engine:\n  qqq: 1\n", 2, "engine.qqq", "known: zero_stage"),
+        ("engine:\n  qqq: 1\n", 2, "engine.qqq", "known: offload, zero_stage"),
     ],
 )
 def test_unknown_keys_of_a_file_are_told_with_line_and_nearest_key(tmp_path, text, line, key, hint):
@@ -113,7 +113,7 @@ def test_unknown_keys_of_the_command_line_are_not_blamed_on_the_file():
         ("seeds: [0, -1]\n", ":1: key `seeds.1` has the value -1"),
         ("seeds: []\n", ":1: key `seeds` has the value []"),
         ("title: a\nmethods: []\n", ":2: key `methods` has the value []"),
-        ("engine: {zero_stage: 3}\n", ":1: key `engine.zero_stage` has the value 3"),
+        ("engine: {zero_stage: 4}\n", ":1: key `engine.zero_stage` has the value 4"),
         ("protocol: {selection: best}\n", "'best_val', 'last' or 'test_max'"),
         ("train:\n", ":1: key `train` has the value None"),
         ("seeds: [0]\nseeds: [1]\n", ":2: key `seeds` is given twice (first on line 1)"),

@@ -55,7 +55,7 @@ def test_a_cross_encoder_is_trained_selected_and_recorded_with_its_query_cost(tm
     assert query.pairs_per_query_i2t == record.data.splits["test"].distinct_captions
     assert query.t2i_s == pytest.approx(query.text_encode_s + query.pairs_per_query_t2i * query.pair_s)
     assert query.pair_s > 0
-    assert [line["scored"] == line["pairs"] for line in lines if "pairs" in line][-1]
+    assert [line["scored"] == line["pairs"] for line in lines if "pairs_per_s" in line][-1]
 
 
 def test_a_dual_encoder_states_what_a_query_costs_too(tmp_path):

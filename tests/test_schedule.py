@@ -2,9 +2,10 @@
 
 from small_trials import small_plan, tiny_backbone  # noqa: F401 (a fixture)
 
-from petlbench.harness.experiment import Resources
 from petlbench.harness.record import read_record
-from petlbench.harness.schedule import _account, share
+from petlbench.harness.resources import Resources
+from petlbench.harness.schedule import _account
+from petlbench.harness.shares import share
 
 
 def test_cpu_machine_runs_one_trial_per_core():

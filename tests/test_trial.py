@@ -143,20 +143,6 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_older_one(tmp_path, mon
     assert epochs == [2, 3]
 
 
-def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
-    trial = small_trial(tmp_path)
-
-    def die(line):
-        raise Killed
-
-    with pytest.raises(Killed):
-        run_trial(trial, die)
-    (state,) = Path(trial.paths.work).rglob("state.json")
-    state.write_text('{"epoch": 1')
-    with pytest.raises(Exception, match=r"epoch-00001 is damaged.*delete the folder"):
-        run_trial(trial)
-
-
 def test_a_failed_trial_leaves_a_failed_record_and_raises(tmp_path, monkeypatch):
     trial = small_trial(tmp_path)
 

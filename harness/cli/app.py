@@ -15,6 +15,7 @@ from petlbench.harness.cli.ls import ls
 from petlbench.harness.cli.new_method import new_method
 from petlbench.harness.cli.plan import plan
 from petlbench.harness.cli.run import run
+from petlbench.harness.cli.search import search
 
 app = typer.Typer(
     name="benchmark",
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command("run")(run)
 app.command("plan")(plan)
+app.command("search")(search)
 app.command("evaluate")(evaluate)
 app.command("leaderboard")(leaderboard)
 app.add_typer(ls, name="ls")

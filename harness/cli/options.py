@@ -67,6 +67,47 @@ Plugins = Annotated[
 Results = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder of records (default: results).", rich_help_panel=WHERE)
 ]
+Tuned = Annotated[
+    bool,
+    typer.Option(
+        "--tuned",
+        help="Take the configurations that `benchmark search` found (in search/ of the results folder).",
+        rich_help_panel=WHAT,
+    ),
+]
+TunedFrom = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Likewise, from this folder of studies, or one study.", rich_help_panel=WHAT),
+]
+Trackers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tracker",
+        metavar="NAME",
+        help="Send curves to tensorboard, wandb or mlflow (repeatable; default: nowhere).",
+        rich_help_panel=HOW,
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", metavar="N", help="Trials at a time (default: as many as fit).", rich_help_panel=HOW),
+]
+GpusPerTrial = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE",
+        help="GPUs of a trial: 1, 2, 0.5, or `auto`, which measures each method (default: one, if any).",
+        rich_help_panel=HOW,
+    ),
+]
+ShipData = Annotated[
+    bool,
+    typer.Option("--ship-data", help="Send data and weights to nodes that do not see them.", rich_help_panel=HOW),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="A running Ray cluster (default: none).", rich_help_panel=HOW),
+]
 Force = Annotated[bool, typer.Option("--force", help="Run again what is already recorded.", rich_help_panel=HOW)]
 
 
@@ -80,13 +121,16 @@ def experiment_from(
     sets: list[str] | None,
     plugins: list[Path] | None,
     results: Path | None,
+    tuned: bool = False,
+    tuned_from: Path | None = None,
+    trackers: list[str] | None = None,
 ) -> Experiment:
     """The experiment that the options describe; the embedded one where neither file, data set nor backbone is given."""
     from petlbench.harness.experiment import EMBEDDED, load_experiment
 
     if file is None and not datasets and not backbones:
         file = EMBEDDED
-    return load_experiment(
+    experiment = load_experiment(
         file,
         sets or (),
         methods=methods or None,
@@ -96,4 +140,22 @@ def experiment_from(
         preset=preset,
         plugins=[str(p) for p in plugins] if plugins else None,
         results=None if results is None else str(results),
+        tuned=None if tuned_from is None else str(tuned_from),
+        trackers=trackers or None,
     )
+    if tuned and tuned_from is None:
+        experiment.tuned = str(Path(experiment.results) / "search")
+    return experiment
+
+
+def machine_sets(
+    jobs: int | None, gpus_per_trial: str | None, address: str | None, ship_data: bool = False
+) -> list[str]:
+    """The ``--set`` assignments that options about the machine stand for."""
+    given = (
+        ("max_concurrent", jobs),
+        ("gpus_per_trial", gpus_per_trial),
+        ("address", address),
+        ("ship_data", ship_data or None),
+    )
+    return [f"resources.{key}={value}" for key, value in given if value is not None]

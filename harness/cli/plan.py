@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from petlbench.harness.cli import options as o
+from petlbench.harness.cli.portions import Portions, portions_of
 
 if TYPE_CHECKING:
     from petlbench.harness.plan import Plan
 
-_COLUMNS = ("method", "dataset", "backbone", "seed", "spec", "state", "estimate")
+_COLUMNS = ("method", "dataset", "backbone", "seed", "spec", "state", "share", "estimate")
 
 
 def plan(
@@ -25,20 +26,41 @@ def plan(
     set_: o.Sets = None,
     plugin: o.Plugins = None,
     results: o.Results = None,
+    tuned: o.Tuned = False,
+    tuned_from: o.TunedFrom = None,
     force: o.Force = False,
+    jobs: o.Jobs = None,
+    gpus_per_trial: o.GpusPerTrial = None,
+    address: o.Address = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure now what `--gpus-per-trial auto` does not know yet.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     full: Annotated[bool, typer.Option("--full", help="With --json: the resolved spec of every trial.")] = False,
 ) -> None:
     """Show which trials a run would make, which are recorded already, and what the rest may cost.
 
     Takes the options of `benchmark run` and writes nothing. The estimate is
-    the mean of earlier trials of the same method, data set and backbone.
+    the mean of earlier trials of the same method, data set and backbone; the
+    share is what a trial gets of this machine, or of the cluster at --address.
 
     Examples:
       benchmark plan all-methods
       benchmark plan lora -d ucm --set dataset.ucm.root=DIR --json --full
     """
-    asked = o.experiment_from(methods, experiment, dataset, backbone, seed, preset, set_, plugin, results)
+    asked = o.experiment_from(
+        methods,
+        experiment,
+        dataset,
+        backbone,
+        seed,
+        preset,
+        [*(set_ or []), *o.machine_sets(jobs, gpus_per_trial, address)],
+        plugin,
+        results,
+        tuned,
+        tuned_from,
+    )
 
     import json
 
@@ -48,7 +70,10 @@ def plan(
     times, problems = seconds_of(Path(asked.results).expanduser().absolute())
     for problem in problems:
         typer.secho(f"warning: {problem}", fg="yellow", err=True)
-    rows = _rows(made, times, full)
+    portions = portions_of(made.to_run, asked.resources, probe=probe)
+    for note in portions.notes:
+        typer.secho(note, err=True)
+    rows = _rows(made, times, full, portions)
     todo = [row for row in rows if row["state"] != RECORDED]
     known = [row["estimated_s"] for row in todo if row["estimated_s"] is not None]
     if as_json:
@@ -59,7 +84,7 @@ def plan(
             "unknown": len(todo) - len(known),
         }
         refused = [{"combination": label, "reason": reason} for label, reason in made.refused]
-        typer.echo(json.dumps({"trials": rows, "refused": refused, **summary}, indent=1))
+        typer.echo(json.dumps({"trials": rows, "refused": refused, "notes": made.notes, **summary}, indent=1))
         return
     _show(made, rows)
     estimate = f"about {_seconds(sum(known))} of trial time" if known else "cost unknown"
@@ -69,7 +94,7 @@ def plan(
     typer.echo(f"{len(todo)} to run, {len(rows) - len(todo)} recorded{costs}")
 
 
-def _rows(made: Plan, times: dict[tuple[str, str, str], float], full: bool) -> list[dict[str, Any]]:
+def _rows(made: Plan, times: dict[tuple[str, str, str], float], full: bool, portions: Portions) -> list[dict[str, Any]]:
     rows = []
     for item in made.planned:
         spec = item.trial.spec
@@ -81,6 +106,7 @@ def _rows(made: Plan, times: dict[tuple[str, str, str], float], full: bool) -> l
             "spec_id": spec.spec_id,
             "state": item.state,
             "note": item.note,
+            "share": portions.text(spec.spec_id),
             "estimated_s": times.get((spec.method.name, spec.dataset.name, spec.backbone.name)),
             "record": str(item.path),
         }
@@ -110,6 +136,8 @@ def _show(made: Plan, rows: list[dict[str, Any]]) -> None:
         if row["note"]:
             label = f"{row['method']}/{row['dataset']}/{row['backbone']}/s{row['seed']}"
             console.print(f"{row['state']}: {label}: {row['note']}", markup=False, soft_wrap=True)
+    for note in made.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     for label, reason in made.refused:
         console.print(f"left out: {label}: {reason}", markup=False, soft_wrap=True)
 

@@ -82,10 +82,11 @@ class PackedAttention(nn.Module):
             MethodError: Cross-attention, attention maps or a padding mask are asked for.
         """
         unused = [name for name, given in other.items() if given is not None and given is not False]
-        if key is not query or value is not query or need_weights or unused:
+        another = not (_same(query, key) and _same(query, value))
+        if another or need_weights or unused:
             raise MethodError(
                 "packed attention: only self-attention without attention maps is supported; found "
-                f"need_weights={need_weights}, another key or value: {key is not query or value is not query}, "
+                f"need_weights={need_weights}, another key or value: {another}, "
                 f"further arguments: {', '.join(unused) or 'none'}"
             )
         base = self.base_layer
@@ -94,3 +95,10 @@ class PackedAttention(nn.Module):
             attn_mask = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(q.dtype)
         joined = attended(q, k, v, base.num_heads, attn_mask, base.dropout if self.training else 0.0)
         return self.out(joined), None
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether both are one tensor, or views of the same values, as which ZeRO 3 hands the arguments of a module on."""
+    if one is other:
+        return True
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()

@@ -1,0 +1,117 @@
+"""What a Ray worker does in the place of a trial, so that tests of scheduling need neither torch nor seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from factories import make_payload, make_ranks
+
+from petlbench.harness.record import Record, record_path, write_record
+from petlbench.harness.spec import Trial
+
+EPOCHS = 3
+
+
+@contextmanager
+def logged(folder: Path) -> Iterator[Path]:
+    """Within this block, Ray's workers find this module and write their events to a folder; enter it before Ray starts."""
+    words = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
+    with mock.patch.dict(os.environ, {"FAKE_LOG": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, words))}):
+        yield folder
+
+
+def place(trial: Trial) -> Path:
+    """Where the record goes."""
+    return record_path(Path(trial.paths.results), trial.spec.model_dump(mode="json"), trial.spec.spec_id)
+
+
+def note(trial: Trial, **more: Any) -> None:
+    """One line of JSON per event into a folder that every process sees (``FAKE_LOG``)."""
+    import ray
+
+    line = {"trial": trial.spec.label, "time": time.time(), "pid": os.getpid(), **more}
+    line["node"] = ray.get_runtime_context().get_node_id()
+    with (Path(os.environ["FAKE_LOG"]) / f"{os.getpid()}.log").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    """All lines, in order of time."""
+    lines = [json.loads(line) for path in folder.glob("*.log") for line in path.read_text().splitlines()]
+    return sorted(lines, key=lambda line: line["time"])
+
+
+def _first_to_hold() -> bool:
+    try:
+        (Path(os.environ["FAKE_LOG"]) / "held").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def fake_trial(
+    trial: Trial, report: Callable[[dict[str, Any]], None], seconds: float = 0.3, hold: bool = False
+) -> None:
+    """A few epochs that only pass time and leave a checkpoint each, then a record with ranks and an adapter."""
+    work = Path(trial.paths.work) / trial.spec.spec_id[:16]
+    work.mkdir(parents=True, exist_ok=True)
+    state = work / "epoch"
+    done = int(state.read_text()) if state.exists() else 0
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    note(
+        trial,
+        event="start",
+        done=done,
+        devices=devices,
+        threads=trial.paths.threads,
+        part=trial.paths.gpus_per_worker,
+        pictures=len(list(Path(trial.paths.dataset_root).rglob("*.jpg"))) if trial.paths.dataset_root else None,
+    )
+    for epoch in range(done + 1, EPOCHS + 1):
+        time.sleep(seconds)
+        state.write_text(str(epoch))
+        note(trial, event="epoch", epoch=epoch)
+        if hold and epoch == 1 and _first_to_hold():
+            note(trial, event="held")
+            time.sleep(600)
+        report({"epoch": epoch, "epochs": EPOCHS, "loss": 1.0 / epoch, "best_mR": float(epoch)})
+    path = place(trial)
+    ranks = make_ranks(2.0, trial.spec.seed)
+    payload = make_payload(ranks)
+    payload |= {"spec": trial.spec.model_dump(mode="json"), "spec_id": trial.spec.spec_id}
+    payload["artifacts"] = {"ranks": f"{path.stem}.ranks.npz", "weights": f"{path.stem}.adapter"}
+    folder = path.with_name(f"{path.stem}.adapter")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    ranks.save(path.with_name(f"{path.stem}.ranks.npz"))
+    write_record(Record.model_validate(payload), path)
+    note(trial, event="end")
+
+
+def held_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
+    """The same, but the first to come here waits behind its first checkpoint until its node is lost."""
+    fake_trial(trial, report, hold=True)
+
+
+def slow_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
+    """The same, slowly enough to be stopped within."""
+    fake_trial(trial, report, seconds=0.6)
+
+
+def failing_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
+    """Raises."""
+    note(trial, event="start")
+    raise ValueError("no such luck")
+
+
+def dying_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
+    """The process ends without a word."""
+    note(trial, event="start")
+    os._exit(1)
