@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup benchmark test test-slow lint format clean
+.PHONY: setup benchmark test test-slow check-results lint format clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+check-results: setup
+	$(BIN)/benchmark results validate results --board
 
 lint: setup
 	$(BIN)/ruff check

@@ -7,7 +7,8 @@ transforms would draw one set of parameters for the whole batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Self
 
 import torch
@@ -122,32 +123,55 @@ def normalise(
     """
     centre = torch.tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
     deviation = torch.tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
-    return torch.addcmul(-centre / deviation, images.float(), 1 / (255 * deviation)).to(dtype)
+    shift, scale = -centre / deviation, 1 / (255 * deviation)
+    if images.device.type == "cpu" and images.permute(0, 2, 3, 1).is_contiguous():
+        return _normalised_rows(images, shift.flatten(), scale.flatten()).to(dtype)
+    return torch.addcmul(shift, images.float(), scale).to(dtype)
+
+
+def _normalised_rows(images: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """The same, to the bit, for pictures whose channels lie together: long rows instead of three numbers at a time.
+
+    Picture by picture, so that what lies between stays in the processor's cache.
+    """
+    batch, channels, height, width = images.shape
+    rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    shift, scale = shift.repeat(width), scale.repeat(width)
+    result = torch.empty(rows.shape, dtype=torch.float32)
+    for picture, place in zip(rows, result, strict=True):
+        torch.addcmul(shift, picture.float(), scale, out=place)
+    return result.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _uniform(batch: int, generator: Generator) -> Tensor:
     return torch.rand(batch, generator=generator, device=generator.device)
 
 
-# Selection by `where`, not by index: an index would make a GPU wait for the CPU.
+def _changed(images: Tensor, chosen: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """The pictures, those that are chosen changed."""
+    if images.device.type == "cpu":  # only those, one by one
+        result = images.clone()
+        for index in chosen.nonzero().flatten().tolist():
+            result[index] = change(images[index])
+        return result
+    # By `where`, not by index: an index would make a GPU wait for the CPU.
+    return torch.where(chosen.to(images.device).view(-1, 1, 1, 1), change(images), images)
 
 
 def _mirrored(images: Tensor, chance: float, dim: int, generator: Generator) -> Tensor:
     if not chance:
         return images
-    chosen = (_uniform(len(images), generator) < chance).to(images.device)
-    return torch.where(chosen.view(-1, 1, 1, 1), images.flip(dim), images)
+    return _changed(images, _uniform(len(images), generator) < chance, lambda pictures: pictures.flip(dim))
 
 
 def _turned(images: Tensor, chance: float, generator: Generator) -> Tensor:
     if not chance:
         return images
     draw = _uniform(len(images), generator) / chance  # below 1: a turn, by the third it falls in
-    quarters = torch.where(draw < 1, 1 + (3 * draw).long().clamp(max=2), 0).to(images.device).view(-1, 1, 1, 1)
-    turned = images
-    for quarter in (1, 2, 3):
-        turned = torch.where(quarters == quarter, images.rot90(quarter, (-2, -1)), turned)
-    return turned
+    quarters = torch.where(draw < 1, 1 + (3 * draw).long().clamp(max=2), 0)
+    for quarter in (1, 2, 3):  # each picture is of one quarter at most
+        images = _changed(images, quarters == quarter, partial(torch.rot90, k=quarter, dims=(-2, -1)))
+    return images
 
 
 def _crop(

@@ -34,8 +34,9 @@ import PIL
 import platformdirs
 from numpy.typing import NDArray
 
+from petlbench.datasets.hold import Hold, hold
 from petlbench.datasets.preprocess import VERSION, prepare_picture
-from petlbench.datasets.split import DataError, ImageRef, Split
+from petlbench.datasets.split import DataError, FileImage, ImageRef, Split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,12 +60,14 @@ class CachedImages:
         folder: Where it lies.
         manifest: How it was made: key, shape, versions, seconds.
         fresh: True when this call made it, False when it was found.
+        use: Shared lock that tells `benchmark cache clear` that the entry is in use; None where there are no such locks.
     """
 
     array: NDArray[np.uint8]
     folder: Path
     manifest: dict[str, Any]
     fresh: bool
+    use: Hold | None = None
 
     def __len__(self) -> int:
         return len(self.array)
@@ -111,14 +114,19 @@ def prepare(
     if resolution < 1 or not split.images:
         raise DataError(f"split {split.name}: cannot prepare {len(split.images)} pictures at {resolution} pixels")
     cache = cache_folder(cache_dir)
-    workers = workers or _processors()
+    workers = workers or processors()
     with _writable(cache):
         for part in ("images", "locks", "index"):
             (cache / part).mkdir(parents=True, exist_ok=True)
     key = _key(split.images, resolution, cache, workers)
     folder = cache / "images" / key
     if (folder / MANIFEST).is_file():
-        return _open(folder, fresh=False)
+        try:
+            return _open(folder, fresh=False)
+        except DataError:
+            if folder.exists():
+                raise
+            # else it was cleared this moment, and is made anew
     lock = filelock.FileLock(cache / "locks" / f"{key}.lock")
     with _writable(cache):
         lock.acquire()
@@ -128,9 +136,9 @@ def prepare(
             with _writable(cache):
                 _clear_remains(cache, key)
             _make(split, resolution, cache, folder, workers, progress)
+        return _open(folder, fresh=fresh)
     finally:
         lock.release()
-    return _open(folder, fresh=fresh)
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -199,6 +207,7 @@ def _make(split: Split, resolution: int, cache: Path, folder: Path, workers: int
             "schema": 1,
             "key": folder.name,
             "split": split.name,
+            "source": _source(split.images[0]),
             "shape": shape,
             "bytes": start + size,
             "preprocessing": VERSION,
@@ -257,6 +266,7 @@ def _fill(
 def _open(folder: Path, *, fresh: bool) -> CachedImages:
     """Map an entry after checking it against its manifest."""
     path = folder / "images.npy"
+    use = hold(path)
     way_out = f"Delete the folder {folder} and run again; the pictures are then prepared anew."
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -268,7 +278,19 @@ def _open(folder: Path, *, fresh: bool) -> CachedImages:
         raise DataError(f"{path}: {found} bytes, but its manifest says {size}. {way_out}")
     if array.shape != shape or array.dtype != np.uint8:
         raise DataError(f"{path}: {array.dtype}{array.shape}, but its manifest says uint8{shape}. {way_out}")
-    return CachedImages(array=array, folder=folder, manifest=manifest, fresh=fresh)
+    try:
+        os.utime(folder)  # `benchmark cache ls` tells when an entry was used last
+    except OSError:
+        pass  # a cache of other people's is used all the same
+    return CachedImages(array=array, folder=folder, manifest=manifest, fresh=fresh, use=use)
+
+
+def _source(image: ImageRef) -> str:
+    """Where pictures come from, for people."""
+    path = getattr(image, "path", None)
+    if path is None:
+        return type(image).__name__
+    return str(path.parent if isinstance(image, FileImage) else path)
 
 
 def _clear_remains(cache: Path, own: str) -> None:
@@ -297,5 +319,6 @@ def _writable(cache: Path) -> Iterator[None]:
         ) from error
 
 
-def _processors() -> int:
+def processors() -> int:
+    """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
 
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-Severity = Literal["error", "warning", "note"]
-
-CODES: dict[str, tuple[Severity, str]] = {
-    "D001": ("error", "pictures are missing"),
-    "D002": ("error", "pictures cannot be decoded"),
-    "D003": ("error", "the counts differ from the card"),
-    "D004": ("warning", "captions, names or their order differ from the published ones"),
-    "D005": ("error", "captions are blank (a warning where the card leaves them out)"),
-    "D006": ("error", "pictures have no caption"),
-    "D007": ("error", "a picture name occurs in two splits (a warning where the options join them)"),
-    "D010": ("note", "pictures carry different numbers of captions"),
-    "D011": ("note", "pictures carry the same caption more than once"),
-    "D012": ("warning", "a caption belongs to several pictures of the split"),
-    "D013": ("warning", "captions of an evaluation split also occur in train"),
-    "D014": ("note", "captions hold characters outside ASCII"),
-    "D015": ("warning", "captions are too long for CLIP's 77 tokens"),
-    "D020": ("warning", "the same picture is in two splits"),
-    "D021": ("warning", "the same picture is twice in one split"),
-    "D030": ("warning", "duplicate captions cap text-to-image recall"),
-    "D031": ("note", "recall that the scene class alone gives"),
-    "D032": ("note", "pictures have no scene class"),
-}
-"""Every code: its usual severity and what it says. Codes keep their meaning from version to version."""
+from petlbench.datasets.findings import Finding
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 _LISTED = 20
+_PLACES = 3
 
-
-class Finding(BaseModel):
-    """One thing to know.
-
-    Attributes:
-        code: Key of :data:`CODES`.
-        severity: ``error``: results would be wrong or the run fails; ``warning``: think about it; ``note``: know it.
-        place: Split and, where it is one, picture.
-        message: What was found.
-        advice: What to do, or what it means for results.
-    """
-
-    code: str
-    severity: Severity
-    place: str
-    message: str
-    advice: str
+SCHEMA_VERSION = 1
+"""Of the JSON form of a report; grows when a field changes its meaning or goes."""
 
 
 class SplitReport(BaseModel):
@@ -103,6 +67,7 @@ class BadPicture(BaseModel):
     split: str
     name: str
     missing: bool
+    cut_off: bool = False
     reason: str
 
 
@@ -110,21 +75,25 @@ class DoctorReport(BaseModel):
     """All that the doctor found in a data set.
 
     Attributes:
+        schema_version: Of this form.
         card: Name of the card.
         title: Its title.
         pixels_checked: Whether the pictures were opened.
         splits: Figures by split.
         bad_pictures: Every picture that is missing or cannot be decoded.
         same_pictures: Groups of pictures (``split/name``) with the same pixels.
-        findings: Worst first.
+        against: The set that it was compared with, or None.
+        findings: Worst first; those that were selected.
     """
 
+    schema_version: int = SCHEMA_VERSION
     card: str
     title: str
     pixels_checked: bool
     splits: dict[str, SplitReport]
     bad_pictures: list[BadPicture]
     same_pictures: list[list[str]]
+    against: str | None = None
     findings: list[Finding]
 
     @property
@@ -147,11 +116,25 @@ def render(report: DoctorReport, console: Console) -> None:
     for finding in report.findings:
         line = Text(f"{finding.severity} {finding.code} ", style=_COLOURS[finding.severity])
         line.append(f"{finding.place}: {finding.message}. ", "default").append(finding.advice, "dim")
+        if finding.fix == "always":
+            line.append(" [--fix]", "green")
         console.print(line)
+        if places := _places(finding):
+            console.print(Text(f"    at {places}", style="dim"))
     tally = {name: sum(finding.severity == name for finding in report.findings) for name in _COLOURS}
     counted = ", ".join(f"{number} {name}{'s' * (number != 1)}" for name, number in tally.items())
     unseen = "" if report.pixels_checked else " Pictures were not opened."
     console.print(f"{report.card}: {counted}.{unseen}")
+
+
+def _places(finding: Finding) -> str:
+    """The first places of a finding, by the names of the files; the JSON report has all, with the folders."""
+    listed = list(dict.fromkeys((Path(one.file).name, one.entry or "") for one in finding.items if one.file))
+    by_file: dict[str, list[str]] = {}
+    for file, entry in listed[:_PLACES]:
+        by_file.setdefault(file, []).append(entry)
+    shown = "; ".join(f"{file} {', '.join(entries)}".strip() for file, entries in by_file.items())
+    return shown + (f" and {len(listed) - _PLACES:,} more" if len(listed) > _PLACES else "")
 
 
 def _figures(report: DoctorReport) -> Table:

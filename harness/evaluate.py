@@ -83,10 +83,14 @@ def evaluate(
     precision: str,
     device: torch.device,
     kept: Kept = NOTHING,
+    top: int = 0,
 ) -> Evaluated:
-    """Exact ranks of a dual encoder in both directions; similarities in fp32. Arguments as of :func:`embeddings`."""
+    """Exact ranks of a dual encoder in both directions; similarities in fp32.
+
+    Arguments as of :func:`embeddings`, and first answers to keep of every query.
+    """
     image, text = embeddings(method, model, backbone, data, precision, device, kept)
-    return Evaluated(rank_all(image, text, data.split.owner, data.split.text_ids))
+    return Evaluated(rank_all(image, text, data.split.owner, data.split.text_ids, top=top))
 
 
 def metrics_part(evaluated: Evaluated) -> MetricsPart:

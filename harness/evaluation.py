@@ -11,7 +11,7 @@ import torch
 
 from petlbench.harness import adapters
 from petlbench.harness.device import choose_device, device_name, tune_process
-from petlbench.harness.evaluate import metrics_part
+from petlbench.harness.evaluate import Evaluated, metrics_part
 from petlbench.harness.metrics import METRIC_VERSION
 from petlbench.harness.parts import Built, Parts, assemble, build
 from petlbench.harness.provenance import now, provenance
@@ -63,6 +63,21 @@ class Comparison:
         return not self.differing if self.recorded else None
 
 
+@dataclass(frozen=True)
+class Rebuilt:
+    """A trial with its trained weights, ready to rank."""
+
+    trial: Trial
+    parts: Parts
+    built: Built
+    device: torch.device
+
+    def rank(self, split: str, top: int = 0) -> Evaluated:
+        """Rank a split and keep the first answers of every query."""
+        ranking = Ranking(self.trial, self.parts, self.built.model, self.device)
+        return ranking.rank(ranking.open(split), top=top)
+
+
 def evaluate_record(path: Path, places: Places, split: str = "test") -> Comparison:
     """Build the trial of a record again, load its adapter, and measure.
 
@@ -78,24 +93,39 @@ def evaluate_record(path: Path, places: Places, split: str = "test") -> Comparis
         BackboneError: Weights are missing.
     """
     record = read_record(path)
+    adapter = adapter_of(finished(record, path), path)
+    recorded = _recorded(record, path, split)
+    rebuilt = _of_record(record, path, places, adapter, split)
+    found = _flat(metrics_part(rebuilt.rank(split)))
+    return Comparison(path, record, split, recorded, found, tuple(_notes(record, rebuilt.parts)))
+
+
+def rebuild(path: Path, record: Record, places: Places, split: str = "test") -> Rebuilt:
+    """Build the trial of a record again and load its adapter.
+
+    Args:
+        path: The record; its adapter lies beside it.
+        record: Its content.
+        places: Where data, weights and plugins lie on this machine.
+        split: The split that must be there.
+
+    Raises:
+        PetlbenchError: As :func:`evaluate_record`.
+    """
+    return _of_record(record, path, places, adapter_of(finished(record, path), path), split)
+
+
+def finished(record: Record, path: Path) -> Record:
+    """The record itself.
+
+    Raises:
+        RecordError: Its trial did not end well.
+    """
     if record.status != "ok":
         raise RecordError(
             f"{path}: the trial has status `{record.status}`, so there is nothing to evaluate; run it again"
         )
-    adapter = adapter_of(record, path)
-    trial = trial_of(record, path, places)
-    recorded = _recorded(record, path, split)
-
-    def fill(parts: Parts, built: Built) -> dict[str, Any]:
-        if adapter is not None:
-            adapters.load_adapter(parts.method, built.model, built.trainable, adapter)
-        return {}
-
-    def check(parts: Parts) -> None:
-        _same_backbone(parts, record.backbone or {}, path)
-
-    parts, _, part, _ = _measured(trial, split, fill, check)
-    return Comparison(path, record, split, recorded, _flat(part), tuple(_notes(record, parts)))
+    return record
 
 
 def evaluate_official(trial: Trial, file: Path, split: str = "test") -> dict[str, Any]:
@@ -181,10 +211,20 @@ def adapter_of(record: Record, path: Path) -> Path | None:
     return found
 
 
-def _measured(
-    trial: Trial, split: str, fill: Fill, check: Callable[[Parts], None]
-) -> tuple[Parts, Built, MetricsPart, dict[str, Any]]:
-    """Assemble and build as a trial does, fill, rank."""
+def _of_record(record: Record, path: Path, places: Places, adapter: Path | None, split: str) -> Rebuilt:
+    def fill(parts: Parts, built: Built) -> dict[str, Any]:
+        if adapter is not None:
+            adapters.load_adapter(parts.method, built.model, built.trainable, adapter)
+        return {}
+
+    def check(parts: Parts) -> None:
+        check_same_backbone(parts, record.backbone or {}, path)
+
+    return _rebuilt(trial_of(record, path, places), split, fill, check)[0]
+
+
+def _rebuilt(trial: Trial, split: str, fill: Fill, check: Callable[[Parts], None]) -> tuple[Rebuilt, dict[str, Any]]:
+    """Assemble and build as a trial does, and fill."""
     torch.set_num_threads(trial.paths.threads)
     device = choose_device()
     tune_process(device)
@@ -194,14 +234,13 @@ def _measured(
     check(parts)
     parts.backbone.to(device)
     built = build(parts, trial.spec.seed, device)
-    source = fill(parts, built)
-    ranking = Ranking(trial, parts, built.model, device)
-    return parts, built, metrics_part(ranking.rank(ranking.open(split))), source
+    return Rebuilt(trial, parts, built, device), fill(parts, built)
 
 
 def _report(trial: Trial, split: str, fill: Fill, check: Callable[[Parts], None]) -> dict[str, Any]:
     started = now()
-    parts, built, part, source = _measured(trial, split, fill, check)
+    rebuilt, source = _rebuilt(trial, split, fill, check)
+    parts, built, part = rebuilt.parts, rebuilt.built, metrics_part(rebuilt.rank(split))
     cls = type(parts.method)
     return {
         "evaluation_version": EVALUATION_VERSION,
@@ -250,7 +289,12 @@ def _flat(part: MetricsPart) -> dict[str, float]:
     return {**part.recalls, **others}
 
 
-def _same_backbone(parts: Parts, recorded: dict[str, Any], path: Path) -> None:
+def check_same_backbone(parts: Parts, recorded: dict[str, Any], path: Path) -> None:
+    """See that the weights found here are those of the record.
+
+    Raises:
+        RecordError: They differ; the message says in what.
+    """
     now_ = parts.backbone.provenance.model_dump(mode="json")
     for key in _BACKBONE_KEYS:
         if key in recorded and recorded[key] != now_[key]:

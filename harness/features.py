@@ -64,12 +64,13 @@ def pooled_features(data: SplitData, backbone: DualEncoder, precision: str, devi
             handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
             os.close(handle)
             try:
-                save_file({"image": pooled.image.contiguous(), "text": pooled.text.contiguous()}, temporary)
+                told = {"backbone": backbone.name, "split": data.split.name, "pictures": data.images.manifest["key"]}
+                save_file({"image": pooled.image.contiguous(), "text": pooled.text.contiguous()}, temporary, told)
                 Path(temporary).replace(path)
             finally:
                 Path(temporary).unlink(missing_ok=True)
             return pooled
-    tensors = load_file(path)
+        tensors = load_file(path)  # under the lock, so that it is not cleared before it is read
     return Pooled(tensors["image"], tensors["text"])
 
 

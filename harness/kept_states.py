@@ -123,7 +123,7 @@ def kept_states(
             with inference(model, precision, device):
                 source = _Source(method, model, backbone, data, device)
                 source.write(path, torch.bfloat16 if precision == "bf16" else torch.float32)
-    return _open(path, fresh)
+        return _open(path, fresh)  # under the lock, so that it is not cleared before it is mapped
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,9 @@ class _Source:
         layout.add("image.", first, len(self.data.split.images))
         ids, first = next(self.of_texts(batch=1))
         layout.add("text.", first, len(lengths), per_word, longer=int(lengths.max() - lengths[ids[0]]))
-        with StatesFile(path, layout, {"per_word": " ".join(sorted(per_word))}) as file:
+        told = {"backbone": self.backbone.name, "split": self.data.split.name}
+        told |= {"method": type(self.method).__name__, "pictures": self.data.images.manifest["key"]}
+        with StatesFile(path, layout, {"per_word": " ".join(sorted(per_word)), **told}) as file:
             for rows, states in self.of_images():
                 file.write("image.", rows, states)
             for rows, states in self.of_texts():

@@ -20,6 +20,9 @@ METRIC_VERSION = 1
 """Raised whenever a change could move a number; records of different versions are not ranked together."""
 
 KS = (1, 5, 10)
+TOP = 10
+"""First answers of a query that are kept with the ranks of a test split."""
+_OPTIONAL = ("i2t_top", "t2i_top")
 RULES = ("index", "optimistic", "pessimistic", "expected", "duplicate_aware")
 
 DEFINITION = (
@@ -54,6 +57,8 @@ class Ranks:
         t2i_tied: (M,) other images that tie with the owner.
         t2i_index: (M,) rank of the owner in the stable descending order.
         t2i_duplicate: (M,) as ``t2i_index``, accepting any image that owns the caption's string.
+        i2t_top: (N, K) the first K captions of each image in the stable descending order; None where they were not kept.
+        t2i_top: (M, K) the first K images of each caption in that order; None likewise.
 
     Raises:
         ValueError: The arrays contradict each other; the message names the array and the first bad row.
@@ -69,9 +74,13 @@ class Ranks:
     t2i_tied: NDArray[np.int32]
     t2i_index: NDArray[np.int32]
     t2i_duplicate: NDArray[np.int32]
+    i2t_top: NDArray[np.int32] | None = None
+    t2i_top: NDArray[np.int32] | None = None
 
     def __post_init__(self):
         for item in fields(self):
+            if item.name in _OPTIONAL:
+                continue
             array = getattr(self, item.name)
             rows = self.captions if item.name == "owner" or item.name.startswith("t2i") else self.images
             if array.dtype != np.int32 or array.shape != (rows,):
@@ -84,6 +93,23 @@ class Ranks:
             _require(f"{way}_greater", greater + tied < total, f"+ {way}_tied leaves no room among {total} candidates")
             _require(f"{way}_index", (greater <= index) & (index <= greater + tied), "lies outside its tied block")
             _require(f"{way}_duplicate", getattr(self, f"{way}_duplicate") <= index, f"is worse than {way}_index")
+        self._check_top("i2t", self.images, self.captions)
+        self._check_top("t2i", self.captions, self.images)
+
+    def _check_top(self, way: str, queries: int, candidates: int) -> None:
+        """The first answers are different candidates, and the right one stands where its rank says."""
+        name, top = f"{way}_top", getattr(self, f"{way}_top")
+        if top is None:
+            return
+        if top.dtype != np.int32 or top.ndim != 2 or len(top) != queries or not 0 < top.shape[1] <= candidates:
+            expected = f"int32({queries}, K) with K from 1 to {candidates}"
+            raise ValueError(f"ranks: {name} is {top.dtype}{top.shape}, expected {expected}")
+        _require(name, ((top >= 0) & (top < candidates)).all(1), f"names something outside the {candidates} candidates")
+        _require(name, np.asarray((np.diff(np.sort(top, axis=1)) > 0).all(1)), "names a candidate twice")
+        right = self.owner[top] == np.arange(queries)[:, None] if way == "i2t" else top == self.owner[:, None]
+        found = np.where(right.any(1), right.argmax(1), top.shape[1])
+        index = np.minimum(getattr(self, f"{way}_index"), top.shape[1])
+        _require(name, found == index, f"does not hold the right answer where {way}_index says")
 
     @property
     def images(self) -> int:
@@ -97,9 +123,10 @@ class Ranks:
 
     def save(self, path: str | Path) -> None:
         """Write a compressed ``.npz`` (plain arrays, no pickle) to exactly ``path``, atomically."""
-        arrays: dict[str, NDArray] = {item.name: getattr(self, item.name) for item in fields(self)}
         from petlbench.harness.record import write_atomically
 
+        held: dict[str, NDArray | None] = {item.name: getattr(self, item.name) for item in fields(self)}
+        arrays = {name: array for name, array in held.items() if array is not None}
         stream = io.BytesIO()  # numpy would add a suffix to a name
         np.savez_compressed(stream, metric_version=np.int32(METRIC_VERSION), **arrays)  # type: ignore[arg-type]
         write_atomically(Path(path), stream.getvalue())
@@ -112,7 +139,7 @@ class Ranks:
             FileNotFoundError: No such file.
             ValueError: Not a ranks file, another metric version, or inconsistent arrays; the message names the file.
         """
-        wanted = {item.name for item in fields(cls)}
+        wanted = {item.name for item in fields(cls)} - set(_OPTIONAL)
         try:
             if not zipfile.is_zipfile(path := Path(path).resolve(strict=True)):
                 raise ValueError("not an .npz archive")
@@ -122,7 +149,7 @@ class Ranks:
                     raise ValueError(f"found no {', '.join(missing)}")
                 if (version := int(stored["metric_version"])) != METRIC_VERSION:
                     raise ValueError(f"metric version {version}, expected {METRIC_VERSION}")
-                return cls(**{name: stored[name] for name in wanted})
+                return cls(**{name: stored[name] for name in (*wanted, *_OPTIONAL) if name in stored.files})
         except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
                 f"{path}: not a usable ranks file ({error}). Delete it and run the trial again to rewrite it."

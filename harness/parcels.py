@@ -19,10 +19,15 @@ from typing import Any
 from filelock import FileLock
 
 from petlbench.datasets.cache import cache_folder
+from petlbench.datasets.hold import Hold, hold
 from petlbench.errors import PetlbenchError
 
 PIECE = 64 * 2**20
 """Bytes of an object in Ray's store."""
+
+
+_IN_USE: dict[Path, Hold | None] = {}
+"""What this process unpacked; `benchmark cache clear` leaves it alone until the process ends."""
 
 
 class ParcelError(PetlbenchError):
@@ -93,6 +98,7 @@ def unpack(parcel: Parcel, fetch: Callable[[Any], bytes], cache: Path | None = N
             except BaseException:
                 shutil.rmtree(fresh, ignore_errors=True)
                 raise
+        _IN_USE[whole] = hold(whole)
     return whole / parcel.name
 
 

@@ -13,7 +13,7 @@ from petlbench.datasets.registry import load_card
 from petlbench.datasets.split import DataError, Split
 from petlbench.harness import audit
 from petlbench.harness.device import seed_everything
-from petlbench.harness.spec import Trial
+from petlbench.harness.spec import Trial, without_hashes
 from petlbench.methods import registry
 from petlbench.methods.backbones.base import Backbone
 from petlbench.methods.backbones.registry import load_backbone
@@ -65,8 +65,7 @@ def assemble(trial: Trial) -> Parts:
     """
     spec, paths = trial.spec, trial.paths
     card = load_card(paths.dataset_card)
-    options = dict(spec.dataset.options)
-    hashes = options.pop("splits", {})
+    options, hashes = without_hashes(spec.dataset.options)
     splits = load(card, paths.dataset_root, **{**options, **paths.dataset_paths})
     # A trial has the splits that its spec names: a searched one does not even know the test split.
     splits = {name: split for name, split in splits.items() if name in (hashes or splits)}

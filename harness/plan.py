@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petlbench.datasets.card import Card
-from petlbench.datasets.load import find_root, load
-from petlbench.datasets.registry import load_card, options_model
+from petlbench.datasets.layout import find_root, settle
+from petlbench.datasets.load import load
+from petlbench.datasets.registry import is_path, load_card, options_model
 from petlbench.datasets.split import SPLITS, Split
 from petlbench.datasets.validation import suggest
 from petlbench.harness.experiment import Experiment, ExperimentError, merged
 from petlbench.harness.record import Record, RecordError, find_records, read_record, record_path, stamp
 from petlbench.harness.resources import check_methods
-from petlbench.harness.spec import OWN, FirstStage, Named, Paths, ProtocolConfig, Trial, TrialSpec
+from petlbench.harness.spec import OWN, FirstStage, Named, Paths, ProtocolConfig, Trial, TrialSpec, with_hashes
 
 if TYPE_CHECKING:
     from petlbench.harness.search.tuned import TunedConfigs
@@ -35,7 +36,7 @@ HASHED = "sha256:"
 METHOD_FILES = ("prior_weights",)
 """Likewise the options of a method that may name the weights of a frozen network beside the backbone."""
 
-PATH_OPTIONS = ("annotations", "image_dir", "val_images", "karpathy_json")
+PATH_OPTIONS = ("annotations", "image_dir", "val_images", "val_list", "karpathy_json")
 """Data set options that may name files outside the set's folder."""
 
 RECORDED = "recorded"
@@ -114,8 +115,9 @@ def make_plan(
 
     planned: dict[str, Planned] = {}
     refused: dict[tuple[str, str], tuple[str, str, bool]] = {}
+    notes: list[str] = []
     for dataset, card in cards.items():
-        data, root, local, splits = _dataset(dataset, card, experiment)
+        data, root, local, splits = _dataset(dataset, card, experiment, notes)
         of_set: dict[str, Planned] = {}  # by spec id, so that a seed given twice runs once
         for info, backbone, weights in backbones:
             for name in names:
@@ -155,7 +157,7 @@ def make_plan(
                         work=str(results / ".work"),
                         dataset_root=root,
                         dataset_paths=local,
-                        dataset_card=_absolute(dataset) if dataset.endswith((".yaml", ".yml")) else dataset,
+                        dataset_card=_absolute(dataset) if is_path(dataset) else dataset,
                         weights=weights,
                         method_files=files,
                         first_stage=stage,
@@ -171,7 +173,7 @@ def make_plan(
     told = [
         line for line, (method, dataset, foreign) in refused.items() if not (foreign and (method, dataset) in fitting)
     ]
-    return Plan(list(planned.values()), told, tuned.notes if tuned is not None else [])
+    return Plan(list(planned.values()), told, [*notes, *(tuned.notes if tuned is not None else [])])
 
 
 def _tuned(experiment: Experiment) -> TunedConfigs | None:
@@ -187,35 +189,41 @@ def _absolute(path: str) -> str:
 
 
 def _dataset(
-    name: str, card: Card, experiment: Experiment
+    name: str, card: Card, experiment: Experiment, notes: list[str]
 ) -> tuple[Named, str | None, dict[str, str], dict[str, Split]]:
-    """The set as it enters the spec; its root folder; options that are absolute paths; its splits."""
+    """The set as it enters the spec; its root folder; options that are absolute paths; its splits. Adds to ``notes``."""
     if name != card.name and name in experiment.dataset and card.name in experiment.dataset:
         raise ExperimentError(
             f"sections dataset.{name} and dataset.{card.name} speak of the same data set; join them into one"
         )
     section = name if name in experiment.dataset else card.name
-    places = ("root",) if card.files is not None else ()
+    given = experiment.dataset.get(section, {})
+    places = () if card.format == "scenes" else ("root", "format")
+    settled = settle(card, given.get("root"), given, given.get("format"))
     options = experiment.checked_section(
-        options_model(card.format), "dataset", section, base=card.options, leave=places
+        options_model(settled.card.format), "dataset", section, base=settled.card.options, leave=places
     ).model_dump(mode="json")
     # Resolved here: the workers of a cluster do not have this machine's environment.
-    root = str(find_root(card, experiment.dataset.get(section, {}).get("root"))) if places else None
+    root = str(find_root(settled.card, given.get("root"))) if settled.card.files is not None else None
     # Reading now finds a missing file before anything is started, and ties the identity of every trial to the pictures'
     # names, captions and ownership rather than to where they lie.
-    splits = load(card, root, **options)
+    splits = load(settled.card, root, **options)
     for needed in SPLITS:
         if needed not in splits or not splits[needed].captions:
             raise ExperimentError(
                 f"data set {card.name} has no {needed} split (it has: {', '.join(s for s in splits if splits[s].captions)}); "
-                "training needs train, selection needs val, and the board needs test. Choose a card or an option that "
-                "splits it"
+                "training needs train, selection needs val, and the board needs test. Cut it by an option: val_list=FILE, "
+                "val_share=0.1, test_share=0.1 or fold=1/5; or choose another card"
             )
     hashes = {name: split.sha256 for name, split in splits.items()}
     # Absolute paths belong to this machine: the spec keeps the last part only, the content is in the hashes.
     local = {key: str(options[key]) for key in PATH_OPTIONS if options.get(key) and Path(options[key]).is_absolute()}
     options |= {key: Path(value).name for key, value in local.items()}
-    return Named(name=card.name, options={**options, "splits": hashes}), root, local, splits
+    if settled.card.format != card.format:
+        options["format"] = settled.card.format
+    if settled.told:
+        notes.append(settled.told)
+    return Named(name=card.name, options=with_hashes(options, hashes)), root, local, splits
 
 
 def _backbone(name: str, experiment: Experiment) -> tuple[BackboneInfo, Named, dict[str, str]]:
@@ -348,7 +356,7 @@ def _first_stage(path: Path, dataset: str, splits: dict[str, Split], experiment:
 
 def _own_card(experiment: Experiment, dataset: str) -> str | None:
     """The card of a data set as the experiment names it, where that is by path; None for ours."""
-    paths = [name for name in experiment.datasets if name.endswith((".yaml", ".yml"))]
+    paths = [name for name in experiment.datasets if is_path(name)]
     return next((name for name in paths if load_card(name).name == dataset), None)
 
 

@@ -75,18 +75,19 @@ class Ranking:
         stage = self.trial.paths.first_stage
         return Opened(data, kept, record_scores(stage, data, self.device) if stage else None)
 
-    def rank(self, opened: Opened, *, resumable: bool = False) -> Evaluated:
+    def rank(self, opened: Opened, *, resumable: bool = False, top: int = 0) -> Evaluated:
         """Rank a split with the model as it is.
 
         Args:
             opened: From :meth:`open`.
             resumable: Keep finished scores of pairs in the work folder, so that a killed trial goes on from them.
+            top: First answers to keep of every query.
         """
         parts = self.parts
         backbone, precision, data = parts.backbone, parts.recipe.precision, opened.data
         if not isinstance(parts.method, PairMethod):
             assert isinstance(backbone, DualEncoder)
-            return evaluate(parts.method, self.model, backbone, data, precision, self.device, opened.kept)
+            return evaluate(parts.method, self.model, backbone, data, precision, self.device, opened.kept, top)
         cost = PairCost()
         whose = parts.method, self.model, backbone, data, precision, self.device
         options: dict[str, Any] = {"kept": opened.kept.states, "say": self._say, "cost": cost}
@@ -95,14 +96,15 @@ class Ranking:
         rerank = self.trial.spec.protocol.rerank
         if rerank is None:
             scores = score_all(*whose, **options)
-            ranks = rank_scores(scores, data.split.owner, data.split.text_ids, columns="strings")
+            ranks = rank_scores(scores, data.split.owner, data.split.text_ids, columns="strings", top=top)
             return Evaluated(ranks, "pairs", cost=cost)
         first = opened.first
         if first is None:
             assert isinstance(backbone, DualEncoder)  # the plan lets nothing else through
             first = own_scores(backbone, self.model, data, precision, self.device)
         seed = self.trial.spec.seed
-        ranks, found = two_stage(*whose, first.scores, rerank.k, sample=rerank.sample, seed=seed, **options)
+        options |= {"sample": rerank.sample, "seed": seed, "top": top}
+        ranks, found = two_stage(*whose, first.scores, rerank.k, **options)
         return Evaluated(ranks, "two_stage", two_stage_part(found, first), cost, first)
 
     def query_cost(self, opened: Opened, evaluated: Evaluated) -> QueryPart:

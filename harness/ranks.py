@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from petlbench.harness.first_answers import FirstAnswers
 from petlbench.harness.metrics import Ranks
 
 __all__ = ["Ranks", "rank_all", "rank_scores"]
@@ -27,7 +28,9 @@ _EXACT = 2**24  # counts are sums of ones in fp32, exact below this
 
 
 @torch.inference_mode()
-def rank_all(image_emb: Tensor, text_emb: Tensor, owner: Any, text_ids: Any, *, chunk: int = 256) -> Ranks:
+def rank_all(
+    image_emb: Tensor, text_emb: Tensor, owner: Any, text_ids: Any, *, chunk: int = 256, top: int = 0
+) -> Ranks:
     """Ranks of a dual encoder.
 
     Embeddings are cast to fp32 and L2-normalised here, whatever they come in: at the 8 bits of bf16 thousands of
@@ -40,6 +43,7 @@ def rank_all(image_emb: Tensor, text_emb: Tensor, owner: Any, text_ids: Any, *, 
         text_ids: (M,) integers, distinct string of each caption, covering 0..U-1.
         chunk: Images per block. Working memory is a few times ``4 * chunk * M`` bytes, besides the kept scores
             (``4 * N * U`` bytes if that is at most :data:`KEEP_BYTES`, else nothing).
+        top: First answers to keep of every query, fewer where there are fewer candidates; 0 keeps none.
 
     Returns:
         The ranks, on the CPU.
@@ -60,7 +64,7 @@ def rank_all(image_emb: Tensor, text_emb: Tensor, owner: Any, text_ids: Any, *, 
     images = _normalised(image_emb, "image")
     texts = _normalised(text_emb.to(image_emb.device), "text").T
     keep = 4 * layout.images * layout.strings <= KEEP_BYTES
-    return _count(lambda start, stop: images[start:stop] @ texts, layout, chunk, keep)
+    return _count(lambda start, stop: images[start:stop] @ texts, layout, chunk, keep, top)
 
 
 @torch.inference_mode()
@@ -71,6 +75,7 @@ def rank_scores(
     *,
     columns: Literal["captions", "strings"] = "captions",
     chunk: int = 256,
+    top: int = 0,
 ) -> Ranks:
     """Ranks from ready scores, as a cross encoder makes them.
 
@@ -81,6 +86,7 @@ def rank_scores(
         text_ids: (M,) integers, distinct string of each caption, covering 0..U-1.
         columns: What a column is: a caption (M of them), or a distinct string (U of them, in the order of the ids).
         chunk: Images per block.
+        top: As of :func:`rank_all`.
 
     Returns:
         The ranks, on the CPU.
@@ -109,7 +115,7 @@ def rank_scores(
     # fp32 holds every half-precision number, fp64 every integer in use; the counts are made in this type.
     kept = (torch.float32, torch.float64)
     wide = matrix.dtype if matrix.dtype in kept else torch.float32 if matrix.is_floating_point() else torch.float64
-    return _count(lambda start, stop: matrix[start:stop].to(wide), layout, chunk, keep=False)
+    return _count(lambda start, stop: matrix[start:stop].to(wide), layout, chunk, keep=False, top=top)
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ class _Layout:
         return cls(images, len(owner), len(copies), **moved)
 
 
-def _count(block: Callable[[int, int], Tensor], layout: _Layout, chunk: int, keep: bool) -> Ranks:
+def _count(block: Callable[[int, int], Tensor], layout: _Layout, chunk: int, keep: bool, top: int = 0) -> Ranks:
     """Ranks from a function that gives rows ``start:stop`` of the (N, U) score matrix.
 
     Text-to-image counting needs each caption's score with its own image before the first block is counted. That score
@@ -175,8 +181,10 @@ def _count(block: Callable[[int, int], Tensor], layout: _Layout, chunk: int, kee
     spans = [(start, min(start + chunk, layout.images)) for start in range(0, layout.images, chunk)]
     with _plain_fp32(layout.owner.device):
         kept, image_parts, right = [], [], None
+        answers = FirstAnswers(layout.text_ids, top)
         for start, stop in spans:
             scores = block(start, stop)
+            answers.see(scores, start)
             image_parts.append(_image_to_text(scores, layout, start, stop))
             here = _inside(layout, start, stop).nonzero().squeeze(1)
             if right is None:
@@ -197,7 +205,8 @@ def _count(block: Callable[[int, int], Tensor], layout: _Layout, chunk: int, kee
     best.scatter_reduce_(0, layout.pair_string, index, "amin")  # an owner of the string that the order meets first
     image_rows = torch.cat(image_parts, dim=1)
     text_rows = torch.stack([greater, tied - 1, index, best[layout.pair_string]])[:, layout.pair_of]
-    return Ranks(_int32(layout.owner), *_int32(image_rows), *_int32(text_rows))
+    first = (None, None) if not top else tuple(map(_int32, answers.found()))
+    return Ranks(_int32(layout.owner), *_int32(image_rows), *_int32(text_rows), *first)
 
 
 def _image_to_text(scores: Tensor, layout: _Layout, start: int, stop: int) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -317,12 +317,30 @@ def schema_text() -> str:
     return json.dumps(json_schema(), indent=1, sort_keys=True) + "\n"
 
 
-def _nan_at(value: Any, place: str = "") -> str:
+def _nan_at(payload: Any) -> str:
+    """The key of the first NaN or infinity, ``""`` where there is none; keys are only spelled out where there is one."""
+    return "" if _finite((payload,)) else _first_nan(payload)
+
+
+def _finite(values: Iterable[Any]) -> bool:
+    for value in values:
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                return False
+        elif isinstance(value, dict):
+            if not _finite(value.values()):
+                return False
+        elif isinstance(value, list | tuple) and not _finite(value):
+            return False
+    return True
+
+
+def _first_nan(value: Any, place: str = "") -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return place or "."
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     for key, inner in items:
-        if found := _nan_at(inner, f"{place}.{key}".lstrip(".")):
+        if found := _first_nan(inner, f"{place}.{key}".lstrip(".")):
             return found
     return ""
 

@@ -205,11 +205,13 @@ def _known(sections: Mapping[str, Any], name: str, what: str) -> None:
 def _weights(record: Record, path: Path, spec: TrialSpec, given: Mapping[str, Any]) -> dict[str, str]:
     """A local file or folder for each weight option that the spec names by hash."""
     name, options = spec.backbone.name, spec.backbone.options
+    # One file may be needed to find the other: the joint model's own file says what else it takes.
+    told = {**options, **{key: value for key, value in given.items() if value is not None}}
     found: dict[str, str] = {}
     for key, value in options.items():
         if key not in WEIGHT_OPTIONS or not str(value).startswith(HASHED):
             continue
-        place = _place(record, name, options, key, given.get(key))
+        place = _place(record, name, told, key, given.get(key))
         if place is None:
             raise BackboneError(
                 f"{path}: backbone {name} needs the file with {value} (called "

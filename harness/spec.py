@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import (
@@ -17,6 +18,34 @@ from pydantic import (
 
 OWN = "own"
 """As first stage of a two-stage scoring: the dual encoder that the method itself sits on."""
+
+
+SPLITS_KEY = "splits"
+"""In the options of a spec's data set: the hash of each split, by its name."""
+
+SPLIT_NAMES_KEY = "split_names"
+"""There: what the reader's own option ``splits`` says of further split names, where it says something of its own."""
+
+
+def with_hashes(options: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
+    """A reader's options as a spec holds them, with the hashes of the splits.
+
+    The hashes stand under a key that is also an option of some readers, which then goes by another name. Its value at
+    default is left out, as it always was, so that old specs keep their identity.
+    """
+    held = {key: value for key, value in options.items() if key != SPLITS_KEY}
+    if (names := options.get(SPLITS_KEY)) not in (None, {}, {"restval": "train"}):
+        held[SPLIT_NAMES_KEY] = names
+    return {**held, SPLITS_KEY: dict(hashes)}
+
+
+def without_hashes(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The options as the reader takes them, and the hashes: the inverse of :func:`with_hashes`."""
+    given = dict(options)
+    hashes: dict[str, str] = given.pop(SPLITS_KEY, {})
+    if (names := given.pop(SPLIT_NAMES_KEY, None)) is not None:
+        given[SPLITS_KEY] = names
+    return given, hashes
 
 
 class _Part(BaseModel):

@@ -244,7 +244,7 @@ def _run(
     began = time.perf_counter()
     test = ranking.open("test")
     with memory_advice(parts.recipe):
-        tested = ranking.rank(test, resumable=True)
+        tested = ranking.rank(test, resumable=True, top=metrics.TOP)
     eval_s = progress.eval_s + time.perf_counter() - began
     allocated, reserved = peak_memory(device)
 

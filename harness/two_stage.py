@@ -84,6 +84,7 @@ def two_stage(
     *,
     sample: int = SAMPLE,
     seed: int = 0,
+    top: int = 0,
     kept: KeptLike | None = None,
     store: ScoreStore | None = None,
     say: Callable[[PairProgress], None] | None = None,
@@ -102,6 +103,7 @@ def two_stage(
         k: Candidates per query, at least 1; more than the gallery holds means the whole gallery.
         sample: Queries per direction whose every pair is scored too, to measure the loss; 0 for none.
         seed: Draws them.
+        top: First answers to keep of every query.
         kept: States to start from, in place of pixels and words.
         store: Keeps finished scores; must have the shape (N, U).
         say: Told about progress, see :func:`petlbench.harness.pair_scores.score_all`.
@@ -130,8 +132,8 @@ def two_stage(
         scores = scores.clone()  # the store goes on growing under the sample
     owner, texts = data.split.owner, data.split.text_ids
     ranks = join_ranks(
-        rank_scores(behind(scores, first, of_image), owner, texts, columns="strings"),
-        rank_scores(behind(scores.T, first.T, of_text.T).T, owner, texts, columns="strings"),
+        rank_scores(behind(scores, first, of_image), owner, texts, columns="strings", top=top),
+        rank_scores(behind(scores.T, first.T, of_text.T).T, owner, texts, columns="strings", top=top),
     )
     drawn = _draw(len(data.split.images), len(owner), sample, seed) if sample else None
     measured = None
@@ -184,7 +186,7 @@ def _places(scores: Tensor) -> Tensor:
 
 def join_ranks(image_to_text: Ranks, text_to_image: Ranks) -> Ranks:
     """Image queries of the one and caption queries of the other."""
-    names = ("t2i_greater", "t2i_tied", "t2i_index", "t2i_duplicate")
+    names = ("t2i_greater", "t2i_tied", "t2i_index", "t2i_duplicate", "t2i_top")
     return replace(image_to_text, **{name: getattr(text_to_image, name) for name in names})
 
 

@@ -6,34 +6,58 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from petlbench.harness.record import write_atomically
-from petlbench.leaderboard.csv_writer import render_csv
+from petlbench.leaderboard.collector import collector_paused
+from petlbench.leaderboard.csv_writer import render_csv, render_pairs
 from petlbench.leaderboard.explain import Options
 from petlbench.leaderboard.frame import to_json
+from petlbench.leaderboard.html_writer import Figure, records_from, render_html
+from petlbench.leaderboard.latex import render_latex
 from petlbench.leaderboard.markdown import render_markdown
+from petlbench.leaderboard.parquet_writer import render_parquet
 from petlbench.leaderboard.table import Board, build_board
 
-WRITERS: dict[str, Callable[[Board], str]] = {"md": render_markdown, "csv": render_csv, "json": to_json}
-"""File ending to writer."""
+WRITERS: dict[str, Callable[[Board], str | bytes]] = {
+    "md": render_markdown,
+    "csv": render_csv,
+    "html": render_html,
+    "tex": render_latex,
+    "parquet": render_parquet,
+    "pairs": render_pairs,
+    "json": to_json,
+}
+"""Format to writer."""
+_FILES = {"pairs": "board_pairs.csv"}
+"""Formats whose file is not called ``board.FORMAT``."""
+FORMATS = ("md", "csv", "html")
+"""What is written where nothing else is asked for."""
 
 
+@collector_paused()
 def write_board(
-    results: Path | Board, out_dir: Path, *, formats: Sequence[str] = ("md", "csv"), options: Options | None = None
+    results: Path | Board,
+    out_dir: Path,
+    *,
+    formats: Sequence[str] = FORMATS,
+    options: Options | None = None,
+    figures: Sequence[Figure] = (),
 ) -> list[Path]:
-    """Write ``board.md``, ``board.csv`` (and ``board.json``) atomically; equal records give equal bytes.
+    """Write ``board.md``, ``board.csv``, ... atomically; equal records give equal bytes.
 
-    Every format is rendered before the first file is written, so that an error leaves the old files as they were.
+    Every format is rendered before the first file is written, so that an error leaves the old files as they were. A page
+    in the results folder or below it links to the records.
 
     Args:
         results: Folder of records, or a board that was built already.
         out_dir: Made if absent.
         formats: Keys of :data:`WRITERS`.
         options: Random draws; ignored where ``results`` is a board.
+        figures: Plots for the HTML page.
 
     Returns:
         The files, in the order of ``formats``.
 
     Raises:
-        ValueError: Unknown format.
+        ValueError: Unknown format, or a record whose values a format cannot hold.
         FileNotFoundError: ``results`` is not a folder.
         OSError: ``out_dir`` cannot be written.
     """
@@ -41,7 +65,15 @@ def write_board(
     if unknown:
         raise ValueError(f"unknown board format {unknown[0]!r}; choose from {', '.join(WRITERS)}")
     board = results if isinstance(results, Board) else build_board(results, options)
-    rendered = {out_dir / f"board.{name}": WRITERS[name](board) for name in formats}
-    for path, content in rendered.items():
-        write_atomically(path, content.encode())
+    rendered = {}
+    for name in formats:
+        if name == "html":
+            content: str | bytes = render_html(board, records=records_from(out_dir, board), figures=figures)
+        else:
+            content = WRITERS[name](board)
+        rendered[out_dir / _FILES.get(name, f"board.{name}")] = (
+            content.encode() if isinstance(content, str) else content
+        )
+    for path, payload in rendered.items():
+        write_atomically(path, payload)
     return list(rendered)

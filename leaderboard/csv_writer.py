@@ -1,10 +1,13 @@
-"""A board as one CSV file."""
+"""A board as CSV: one row per group, or one per pair of rows."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from petlbench.leaderboard.frame import to_frame
+from petlbench.leaderboard.pairs_frame import pairs_to_frame
 from petlbench.leaderboard.table import Board
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -15,7 +18,16 @@ def render_csv(board: Board) -> str:
 
     A text field that a spreadsheet would run as a formula gets a leading apostrophe.
     """
-    return to_frame(board).map(_defused).to_csv(index=False, lineterminator="\n")
+    return _to_csv(to_frame(board))
+
+
+def render_pairs(board: Board) -> str:
+    """All pairs of rows by the same rules (see :func:`pairs_to_frame`)."""
+    return _to_csv(pairs_to_frame(board))
+
+
+def _to_csv(frame: pd.DataFrame) -> str:
+    return frame.map(_defused).to_csv(index=False, lineterminator="\n")
 
 
 def _defused(cell: Any) -> Any:

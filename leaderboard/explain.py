@@ -10,11 +10,19 @@ from typing import Any
 from petlbench.harness.record import DataPart
 from petlbench.leaderboard import statistics
 from petlbench.leaderboard.group import Setting
-from petlbench.leaderboard.load import canonical
 from petlbench.leaderboard.row import MIN_SEEDS, Row, cost_conditions
 from petlbench.leaderboard.scoring import SHORTLISTED, explain_query, explain_scoring, shortlist_note
 
 FEW_SEEDS, WITHIN_NOISE, SEEDS_OVERLAP = "†", "≈", "◦"
+
+MARKS = {
+    WITHIN_NOISE: "the difference from the best row is within the noise of the test images.",
+    SEEDS_OVERLAP: "differs from the best row on these images, but their ranges over seeds overlap.",
+    SHORTLISTED: "only a shortlist was scored, so the first stage bounds the recalls; against an exact row this compares two "
+    "systems, not two scorers (see the row's note).",
+    FEW_SEEDS: f"fewer than {MIN_SEEDS} seeds: no interval, and ± says little.",
+}
+"""Mark behind a row's name to its meaning, in the order in which they are explained."""
 
 TOY = (
     "This is a toy domain made to exercise the harness. Its scores compare methods with each other here and compare "
@@ -121,8 +129,6 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     budgets = {trials for row in rows if row.trained for trials in row.tuning_trials}
     if len(budgets) > 1:
         notes.append("The tuning budget differs between rows; a larger one alone can raise a score.")
-    if len({canonical(row.group.identity["splits"].get("train")) for row in rows if row.trained}) > 1:
-        notes.append("Rows were trained on different training splits.")
     for row in rows:
         if len({entry.record.method.sha256 for entry in row.group.entries}) > 1:
             notes.append(f"{row.label}: the method's file changed between the seeds.")
@@ -134,12 +140,12 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
 
 
 def _data(data: DataPart) -> str:
-    sizes = []
+    sizes, digests = [], []
     for name, split in sorted(data.splits.items(), key=lambda item: (_ORDER.get(item[0], 9), item[0])):
         distinct = f" ({split.distinct_captions:,} distinct)" if split.distinct_captions != split.captions else ""
         sizes.append(f"{name} {split.images:,} images, {split.captions:,} captions{distinct}")
-    digest = data.splits["test"].sha256[:12]
-    return f"{data.title} ({data.name}, card {data.card_version}): {'; '.join(sizes)}; test split sha256 {digest}."
+        digests.append(f"{name} {split.sha256[:12]}")
+    return f"{data.title} ({data.name}, card {data.card_version}): {'; '.join(sizes)}; sha256 {', '.join(digests)}."
 
 
 def _backbone(names: Sequence[str], provenance: dict[str, Any]) -> str:
@@ -157,19 +163,13 @@ def _ties(setting: Setting) -> str:
 
 
 def _marks(rows: Sequence[Row]) -> str:
-    said = []
-    if any(row.within_noise for row in rows):
-        said.append(f"{WITHIN_NOISE} the difference from the best row is within the noise of the test images.")
-    if any(row.seeds_overlap and not row.within_noise for row in rows):
-        said.append(f"{SEEDS_OVERLAP} differs from the best row on these images, but their ranges over seeds overlap.")
-    if any(row.two_stage for row in rows):
-        said.append(
-            f"{SHORTLISTED} only a shortlist was scored, so the first stage bounds the recalls; against an exact row this "
-            "compares two systems, not two scorers (see the row's note)."
-        )
-    if any(row.few_seeds for row in rows):
-        said.append(f"{FEW_SEEDS} fewer than {MIN_SEEDS} seeds: no interval, and ± says little.")
-    return " ".join(said)
+    used = {
+        WITHIN_NOISE: any(row.within_noise for row in rows),
+        SEEDS_OVERLAP: any(row.seeds_overlap and not row.within_noise for row in rows),
+        SHORTLISTED: any(row.two_stage for row in rows),
+        FEW_SEEDS: any(row.few_seeds for row in rows),
+    }
+    return " ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items() if used[mark])
 
 
 def _listing(values: dict[Any, set[str]]) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from petlbench.harness.record_scoring import SamplePart, TwoStagePart
 from petlbench.leaderboard.load import METRICS, canonical
+from petlbench.leaderboard.pairs_frame import pairs_json
 from petlbench.leaderboard.row import Row, cost_conditions
 from petlbench.leaderboard.table import Board, Table
 
@@ -39,6 +40,7 @@ def to_json(board: Board) -> str:
                 {"name": name, **{f"{metric}_pct": value for metric, value in recalls.items()}}
                 for name, recalls in table.references
             ],
+            "comparison_of_all_pairs": pairs_json(table),
             "other_tie_rules_pct": {row.label: row.other_rules for row in table.rows if row.other_rules},
         }
         for table in board.tables

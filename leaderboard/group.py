@@ -23,12 +23,15 @@ _SHOWN_KEYS = 4
 class Setting:
     """What rows must share to stand in one table.
 
-    The backbone is known by its weights and how pictures reach them, not by its name; the data by the test split. How
-    scores are computed does not separate rows: it is labelled in each (:mod:`petlbench.leaderboard.scoring`).
+    The backbone is known by its weights and how pictures reach them, not by its name; the data by every split, because
+    what was trained or selected on other pictures answers another question. How scores are computed does not separate
+    rows: it is labelled in each (:mod:`petlbench.leaderboard.scoring`).
     """
 
     dataset: str
     test_sha256: str
+    other_splits: str
+    """Canonical JSON of the hashes of the splits beside test."""
     backbone: str
     """Canonical JSON of kind, architecture, sha256, activation, resolution, mean and std."""
     rule: str
@@ -41,10 +44,12 @@ class Setting:
         record = entry.record
         assert record.data is not None and record.backbone is not None and record.selection is not None
         test = record.metrics["test"]
+        splits = {name: split.sha256 for name, split in record.data.splits.items()}
         parts = ("kind", "architecture", "sha256", "activation", "resolution", "mean", "std")
         return cls(
             dataset=record.data.name,
-            test_sha256=record.data.splits["test"].sha256,
+            test_sha256=splits.pop("test"),
+            other_splits=canonical(splits),
             backbone=canonical({part: record.backbone.get(part) for part in parts}),
             rule=record.selection.rule,
             tie_rule=test.tie_rule,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from petlbench.harness.metrics import KS
 from petlbench.harness.record import RANKS_SUFFIX, RECORD_SUFFIX, Record, RecordError, find_records, read_record
+from petlbench.leaderboard.collector import collector_paused
 
 METRICS = (*(f"{way}_r{k}" for way in ("i2t", "t2i") for k in KS), "mR")
 """The recalls every finished record has, in the order of the columns."""
@@ -59,6 +60,7 @@ class Loaded(NamedTuple):
     problems: list[Problem]
 
 
+@collector_paused()
 def load_records(root: Path) -> Loaded:
     """Read every record below a results folder, in the order of their names.
 

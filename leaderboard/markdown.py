@@ -10,8 +10,11 @@ from petlbench.harness.metrics import DEFINITION, METRIC_VERSION
 from petlbench.leaderboard import text
 from petlbench.leaderboard.explain import FEW_SEEDS, SEEDS_OVERLAP, WITHIN_NOISE
 from petlbench.leaderboard.load import METRICS
+from petlbench.leaderboard.pairwise import Pairwise
+from petlbench.leaderboard.pairwise_text import HEADING, explain_pairs, list_groups
 from petlbench.leaderboard.row import Row
 from petlbench.leaderboard.scoring import SHORTLISTED
+from petlbench.leaderboard.summary import NO_TRIAL, SEE_REASONS, SEPARATE, counted, problem_lines, unreadable
 from petlbench.leaderboard.table import Board, Failure, Table
 
 NAMES = {metric: text.metric(metric) for metric in METRICS}
@@ -43,7 +46,7 @@ def render_markdown(board: Board) -> str:
     for table in board.tables:
         parts += _table(table)
     if not board.tables:
-        parts.append("No finished trial yet: run `benchmark run`, then `benchmark leaderboard`.")
+        parts.append(NO_TRIAL)
     if board.failures:
         parts += ["## Failed and stopped trials", "These are not ranked.", _failures(board.failures)]
     if board.problems:
@@ -53,19 +56,10 @@ def render_markdown(board: Board) -> str:
 
 
 def _summary(board: Board) -> str:
-    trials = len({entry.name for table in board.tables for row in table.rows for entry in row.group.entries})
-    tables = len(board.tables)
-    lines = [
-        f"{trials} finished trial{'s' * (trials != 1)} in {tables} table{'s' * (tables != 1)}; "
-        f"{len(board.failures)} failed or stopped."
-    ]
-    unreadable = len({problem.name for problem in board.problems if problem.unreadable})
-    if unreadable:
-        lines.append(
-            f"**{unreadable} record file{'s' * (unreadable > 1)} could not be read** and are left out (see below)."
-        )
-    lines.append("Rows of different test splits, backbones, selection rules or metrics never share a table.")
-    return " ".join(lines)
+    lines = [counted(board)]
+    if left_out := unreadable(board):
+        lines.append(f"**{left_out}** and are left out (see below).")
+    return " ".join([*lines, SEPARATE])
 
 
 def _table(table: Table) -> list[str]:
@@ -79,9 +73,16 @@ def _table(table: Table) -> list[str]:
     parts = [f"## {text.markdown(table.title)}", facts, _pipe(body, headers, right=len(METRICS) + 3)]
     if table.notes:
         parts.append("\n".join(f"- Note: {text.markdown(note)}" for note in table.notes))
+    if table.pairs is not None:
+        parts += _pairs(table.pairs)
     if any(row.other_rules for row in table.rows):
         parts.append(_other_rules(table))
     return parts
+
+
+def _pairs(pairs: Pairwise) -> list[str]:
+    lines = "\n".join(f"- {text.markdown(line)}" for line in list_groups(pairs))
+    return [f"**{HEADING}.** {text.markdown(explain_pairs(pairs))}", lines]
 
 
 def _cells(row: Row, best: dict[str, float]) -> list[str]:
@@ -121,13 +122,8 @@ def _failures(failures: Sequence[Failure]) -> str:
 
 
 def _problems(board: Board) -> str:
-    lines = []
-    for name in sorted({problem.name for problem in board.problems}):
-        whole = any(problem.unreadable for problem in board.problems if problem.name == name)
-        lines.append(
-            f"- {text.markdown(name)}: {'record left out' if whole else 'no interval and no test for its row'}"
-        )
-    return "\n".join(lines) + "\n\n`benchmark leaderboard` prints the reasons and what to do."
+    lines = [f"- {text.markdown(name)}: {outcome}" for name, outcome in problem_lines(board)]
+    return "\n".join(lines) + f"\n\n{SEE_REASONS}"
 
 
 def _pipe(body: Sequence[Sequence[str]], headers: Sequence[str], right: int, skip: int = 3) -> str:

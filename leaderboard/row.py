@@ -15,7 +15,7 @@ from petlbench.harness.record_scoring import TwoStagePart
 from petlbench.leaderboard.group import Group
 from petlbench.leaderboard.load import METRICS, Entry, Problem
 from petlbench.leaderboard.scoring import mean_query, mean_two_stage
-from petlbench.leaderboard.statistics import mean_sd
+from petlbench.leaderboard.statistics import mean, mean_sd
 
 MIN_SEEDS = 3
 """Below this a trained row carries a dagger and no interval."""
@@ -110,7 +110,7 @@ def make_row(group: Group, label: str) -> tuple[Row, list[Problem]]:
         mean={metric: value for metric, (value, _) in spread.items()},
         sd={metric: sd for metric, (_, sd) in spread.items()},
         other_rules={
-            rule: {m: mean_sd([test.other_rules[rule][m] for test in tests])[0] for m in METRICS}
+            rule: {m: mean([test.other_rules[rule][m] for test in tests]) for m in METRICS}
             for rule in sorted(shared, key=lambda r: (RULES.index(r) if r in RULES else len(RULES), r))
         },
         trained=_whole(params, lambda p: p.trained),
@@ -203,4 +203,4 @@ def _whole(parts: Sequence[ParamsPart], of: Callable[[ParamsPart], int]) -> int:
 
 def _mean_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return mean_sd(known)[0] if known else None
+    return mean(known) if known else None

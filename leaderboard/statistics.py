@@ -7,6 +7,7 @@ that the summation order of a machine's linear algebra cannot change a byte of a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,8 +17,21 @@ from petlbench.harness.metrics import recalls_from_sums
 RESAMPLES = 2_000
 FLIPS = 9_999
 SEED = 20_240_501
+EQUAL = 1e-9
+"""Percentage points below which sums of image scores count as equal; real differences are larger than 1e-7."""
 _DIGITS = 9
 _BLOCK = 2**22  # random draws made at once (bounds memory at about 64 MiB)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean alone, to the bit that of :func:`mean_sd`.
+
+    Raises:
+        ValueError: No values.
+    """
+    if not len(values):
+        raise ValueError("mean of no values")
+    return float(np.asarray(values, dtype=np.float64).mean())
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
@@ -32,10 +46,11 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
 
 
+@lru_cache(maxsize=1)  # tables of one data set follow each other
 def resample_counts(images: int, resamples: int = RESAMPLES, seed: int = SEED) -> NDArray[np.float64]:
     """(B, N) how often each image occurs in each bootstrap sample; every row sums to N.
 
-    The same counts serve every row of a table, so that intervals of different methods are paired.
+    The same counts serve every row of a table, so that intervals of different methods are paired; they are read-only.
     """
     rng = np.random.default_rng(seed)
     counts = np.empty((resamples, images))
@@ -44,6 +59,7 @@ def resample_counts(images: int, resamples: int = RESAMPLES, seed: int = SEED) -
         block = min(rows, resamples - start)
         drawn = rng.integers(images, size=(block, images)) + images * np.arange(block)[:, None]
         counts[start : start + block] = np.bincount(drawn.ravel(), minlength=block * images).reshape(block, images)
+    counts.flags.writeable = False
     return counts
 
 
@@ -113,6 +129,43 @@ def sign_flip(differences: NDArray[np.float64], flips: int = FLIPS, seed: int = 
         signs = 2.0 * rng.integers(2, size=(min(step, flips - start), images), dtype=np.int8) - 1.0
         reached += (np.abs(signs @ differences.T) >= bound).sum(0)
     return ((1 + reached) / (1 + flips)).round(_DIGITS)
+
+
+def sign_flip_pairs(scores: NDArray[np.float64], flips: int = FLIPS, seed: int = SEED) -> NDArray[np.float64]:
+    """:func:`sign_flip` between all pairs of rows.
+
+    A randomly signed sum of differences is the difference of two randomly signed sums, so each row is summed once per
+    sign vector instead of once per pair.
+
+    Args:
+        scores: (R, N) of :func:`image_scores`.
+        flips: Random sign vectors.
+        seed: Of the signs.
+
+    Returns:
+        (R, R) p-values, symmetric, 1 on the diagonal.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    scores = scores[:, (scores != scores[:1]).any(0)]  # images on which all rows agree cancel in every pair
+    rows, images = scores.shape
+    if not images:
+        return np.ones((rows, rows))
+    totals = scores.sum(1, keepdims=True)
+    bound = np.abs(totals - totals.T) - EQUAL
+    rng = np.random.default_rng(seed)
+    reached = np.zeros((rows, rows), dtype=np.int64)
+    step = max(1, min(flips, _BLOCK // max(images, 64 * rows)))  # sums of a block should fit a processor's cache
+    for start in range(0, flips, step):
+        count = min(step, flips - start)
+        bits = np.frombuffer(rng.bytes(images * -(-count // 8)), dtype=np.uint8).reshape(images, -1)
+        signs = np.unpackbits(bits, axis=1, count=count).astype(np.float64)  # 0 or 1, made -1 or 1 below
+        sums = 2.0 * (scores @ signs) - totals
+        for i in range(rows - 1):
+            reached[i, i + 1 :] += (np.abs(sums[i + 1 :] - sums[i]) >= bound[i, i + 1 :, None]).sum(1)
+    reached += reached.T
+    p_values = ((1 + reached) / (1 + flips)).round(_DIGITS)
+    np.fill_diagonal(p_values, 1.0)
+    return p_values
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +13,13 @@ from numpy.typing import NDArray
 
 from petlbench.harness.metrics import class_oracle
 from petlbench.leaderboard import statistics
+from petlbench.leaderboard.collector import collector_paused
 from petlbench.leaderboard.explain import Options, explain, footnotes
 from petlbench.leaderboard.group import Setting, by_setting, group_entries, labels
 from petlbench.leaderboard.load import METRICS, Entry, Problem, load_records
+from petlbench.leaderboard.pairwise import Pairwise, compare_rows
 from petlbench.leaderboard.row import Row, make_row
+from petlbench.leaderboard.transfer import with_transfers
 
 SIGNIFICANCE = 0.05
 
@@ -47,6 +51,13 @@ class Table:
     """What the numbers are, in words: term and explanation, plain text."""
     notes: list[str]
     """What a reader must beware of, plain text."""
+    options: Options = field(default_factory=Options)
+    """Random draws of its intervals and tests."""
+
+    @cached_property
+    def pairs(self) -> Pairwise | None:
+        """Every row against every other, made when first asked for; None with fewer than two usable rows."""
+        return compare_rows(self.rows, self.options)
 
     @property
     def title(self) -> str:
@@ -65,6 +76,7 @@ class Board:
     problems: list[Problem] = field(default_factory=list)
 
 
+@collector_paused()
 def build_board(results: Path, options: Options | None = None) -> Board:
     """Make every table of a results folder.
 
@@ -79,7 +91,7 @@ def build_board(results: Path, options: Options | None = None) -> Board:
         FileNotFoundError: ``results`` is not a folder.
     """
     options = options or Options()
-    entries, problems = load_records(results)
+    entries, problems = with_transfers(load_records(results), results)
     groups = group_entries(entries)
     tables = []
     ready: dict[str, Row] = {}
@@ -111,6 +123,7 @@ def make_table(setting: Setting, rows: Sequence[Row], options: Options) -> Table
         references=_references(ordered),
         facts=explain(setting, ordered, tested, options),
         notes=footnotes(ordered),
+        options=options,
     )
 
 

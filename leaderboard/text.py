@@ -20,7 +20,10 @@ def markdown(value: object) -> str:
 
 def plain(value: object) -> str:
     """One line without control characters; among them are the ones that reverse the direction of text."""
-    spaced = "".join(" " if unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp", "Cs"} else c for c in str(value))
+    text = str(value)
+    if text.isprintable():  # none of the characters below, so nearly every text is done here
+        return " ".join(text.split())
+    spaced = "".join(" " if unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp", "Cs"} else c for c in text)
     return " ".join(spaced.split())
 
 

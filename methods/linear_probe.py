@@ -30,7 +30,8 @@ class LinearProbeConfig(MethodConfig):
     form: Literal["auto", "embedding", "two_layer", "projections", "heads"] = "auto"
     """``embedding``: one E-to-E map with bias per modality behind the pretrained projections, initialised to identity.
     ``two_layer``: two of them in a row, the size of the published row. ``projections``: the pretrained projections
-    themselves. ``heads``: only the backbone's own joining heads. ``auto``: heads on unaligned towers, embedding elsewhere."""
+    themselves, which are the joining heads of aligned towers. ``heads``: only the backbone's own joining heads. ``auto``: heads
+    on unaligned towers, embedding elsewhere."""
 
 
 class _Probe(nn.Module):
@@ -114,6 +115,8 @@ class LinearProbe(Method):
         form = getattr(self.config, "form", "auto")
         if form == "auto":
             return "embedding" if backbone.aligned else "heads"
+        if form == "heads" and backbone.aligned and backbone.provenance.kind == "two_tower":
+            return "projections"  # an alignment made them pretrained, so the harness no longer adds them by itself
         return form
 
 

@@ -168,6 +168,7 @@ def test_normalise_equals_torchvision():
     assert torch.allclose(normalise(images, mean, std), expected, atol=2e-6)
     lasting = images.contiguous(memory_format=torch.channels_last)
     assert normalise(lasting, mean, std).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(normalise(lasting, mean, std), normalise(images, mean, std))
     assert normalise(images, mean, std, torch.bfloat16).dtype == torch.bfloat16
 
 

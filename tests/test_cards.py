@@ -37,12 +37,14 @@ def refused(call, *told):
 
 
 def test_the_cards_that_come_along():
-    assert {"scenes", "ucm", "rsicd", "ucm-precomp", "rsicd-precomp", "rsitmd-precomp"} <= set(list_cards())
+    sets = {"ucm", "rsicd", "rsitmd", "sydney", "nwpu", "ucm-precomp", "rsicd-precomp", "rsitmd-precomp"}
+    assert {"scenes", "custom", *sets} <= set(list_cards())
     for name in list_cards():
         card = load_card(name)
         assert card.name == name, "a card is found by its file name"
         assert card.title and card.licence and card.citation
-        assert card.format == "scenes" or (card.sources and card.expected and card.files)
+        assert card.format in ("scenes", "auto") or (card.sources and card.notes and card.files)
+        assert card.expected or name in ("custom", "nwpu"), "counts that were never checked are not told as expected"
 
 
 def test_a_users_own_card_is_given_by_its_path(tmp_path, monkeypatch):
@@ -136,6 +138,34 @@ def test_unknown_options_are_refused(tmp_path):
     karpathy_set(tmp_path)
     refused(lambda: load(own_card(tmp_path), tmp_path, extention="jpg"), "data set mine", "did you mean `extension`?")
     refused(lambda: load(own_card(tmp_path), tmp_path, blank="skip"), "`blank`", "'skip'", "'drop'")
+
+
+def test_a_card_may_name_its_root_relative_to_itself(tmp_path, monkeypatch):
+    karpathy_set(tmp_path / "deep" / "set")
+    monkeypatch.setenv("PETLBENCH_DATA", str(tmp_path / "elsewhere"))
+    card = load_card(own_card(tmp_path / "deep", OWN + "root: set\n"))
+    assert card.root == str(tmp_path / "deep" / "set")
+    assert len(load(card)["train"].images) == 6
+    refused(lambda: load(card, tmp_path), "set.json does not exist")
+
+
+def test_the_layouts_of_a_card(tmp_path):
+    precomp_set(tmp_path)
+    more = "layouts:\n  precomp:\n    files: {annotations: ., images: pics}\n    options: {labels: none}\n"
+    card = own_card(tmp_path, OWN + more)
+    split = load(card, tmp_path, format="precomp")["test"]
+    assert split.images[0].path == tmp_path / "pics" / "testx_0.jpg" and split.labels is None
+    refused(
+        lambda: load_card(own_card(tmp_path, OWN + more.replace("labels", "label"))),
+        "mine.yaml:15",
+        "did you mean `labels`?",
+    )
+    refused(
+        lambda: load_card(own_card(tmp_path, OWN + more.replace("precomp", "karpathy"))), "other than the card's own"
+    )
+    refused(
+        lambda: load_card(own_card(tmp_path, OWN + more.replace("images: pics", "image: x"))), "did you mean `images`?"
+    )
 
 
 def test_val_images_is_relative_to_the_root(tmp_path):

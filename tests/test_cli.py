@@ -29,8 +29,12 @@ HEAVY = (
     "matplotlib",
     "scipy",
 )
-VERBS = ("run", "plan", "evaluate", "leaderboard", "ls", "data", "check", "new-method")
-SUBVERBS = {"ls": ("methods", "datasets", "backbones", "results"), "data": ("prepare", "doctor", "export")}
+VERBS = ("run", "plan", "evaluate", "leaderboard", "ls", "data", "cache", "check", "new-method")
+SUBVERBS = {
+    "ls": ("methods", "datasets", "backbones", "results"),
+    "data": ("prepare", "doctor", "export"),
+    "cache": ("ls", "clear"),
+}
 
 
 def record(trial, spec, status="ok"):
@@ -258,6 +262,20 @@ def test_leaderboard_writes_files_or_prints_json_only(tmp_path):
     first = (tmp_path / "boards" / "board.md").read_bytes()
     call("leaderboard", "--results", tmp_path, "--out", tmp_path / "boards")
     assert (tmp_path / "boards" / "board.md").read_bytes() == first
+
+
+def test_leaderboard_writes_the_formats_asked_for(tmp_path):
+    three(tmp_path, 3.0)
+    out = tmp_path / "boards"
+    called = call("leaderboard", "--results", tmp_path, "--out", out, "--format", "md, TEX", "--format", "parquet,md")
+    assert called.code == 0 and {p.name for p in out.iterdir()} == {"board.md", "board.tex", "board.parquet"}
+    for wrong, told in (
+        (("--format", "pdf"), "'pdf' is no format; choose from md, csv,"),
+        (("--json", "--format", "md"), "leave out --format"),
+    ):
+        refused = call("leaderboard", "--results", tmp_path, "--out", tmp_path / "no", *wrong)
+        assert refused.code == 2 and told in " ".join(refused.err.replace("│", " ").split())
+    assert not (tmp_path / "no").exists()
 
 
 # data

@@ -71,7 +71,8 @@ def test_bad_pictures_are_all_listed_and_stop_nothing(tmp_path):
     }
     assert not report.ok
     decoding = told(report, "D002")
-    assert decoding.severity == "error" and decoding.place == "train" and "3 of 6 pictures" in decoding.message
+    assert decoding.severity == "error" and decoding.place == "train" and "2 of 6 pictures" in decoding.message
+    assert "1 of 6 pictures are cut off: port_1.jpg" in told(report, "D008").message
     assert [f.place for f in report.findings if f.code == "D001"] == ["train", "test"]
 
 
@@ -102,7 +103,8 @@ def test_planted_text_faults_are_found(tmp_path):
     assert train.captions_of_several_images == 4
     assert (test.captions_of_several_images, test.captions_in_train, test.distinct_captions) == (2, 1, 3)
     assert "c.jpg" in told(report, "D005").message and told(report, "D005").severity == "error"
-    for code in ("D010", "D011", "D013", "D014", "D015", "D030", "D032"):
+    assert [finding.place for finding in report.findings if finding.code == "D010"] == ["train", "test"]
+    for code in ("D011", "D013", "D014", "D015", "D030", "D032"):
         assert told(report, code), code
     assert test.ceiling["t2i_r1"] == 75  # of the two pictures that say "new" one comes first
     assert test.class_oracle is None

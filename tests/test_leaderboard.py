@@ -61,16 +61,12 @@ def test_a_label_keeps_sections_apart_where_the_short_key_would_be_ambiguous(tmp
     }
 
 
-def test_code_of_another_origin_and_other_training_data_are_other_rows(tmp_path):
+def test_code_of_another_origin_is_another_row(tmp_path):
     put_record(tmp_path, make_ranks(2.0, 0), seed=0)
     put_record(tmp_path, make_ranks(2.0, 1), seed=1, change=lambda p: p["method"].update(origin="mine.py"))
-    put_record(
-        tmp_path, make_ranks(2.0, 2), seed=2, change=lambda p: p["data"]["splits"]["train"].update(sha256="c" * 64)
-    )
     table = only_table(tmp_path)
-    assert [row.n for row in table.rows] == [1, 1, 1]
-    assert len({row.label for row in table.rows}) == 3
-    assert any("different training splits" in note for note in table.notes)
+    assert [row.n for row in table.rows] == [1, 1]
+    assert len({row.label for row in table.rows}) == 2
 
 
 @pytest.mark.parametrize(
@@ -81,6 +77,8 @@ def test_code_of_another_origin_and_other_training_data_are_other_rows(tmp_path)
         lambda p: p["backbone"].update(resolution=256),
         lambda p: p["backbone"].update(mean=[0.0, 0.0, 0.0]),
         lambda p: p["data"]["splits"]["test"].update(sha256="f" * 64),
+        lambda p: p["data"]["splits"]["train"].update(sha256="f" * 64),
+        lambda p: p["data"]["splits"].update(val={**p["data"]["splits"]["train"], "sha256": "f" * 64}),
         lambda p: p["data"].update(name="other"),
         lambda p: p["selection"].update(rule="last"),
         lambda p: p["selection"].update(rule="test_max"),

@@ -35,7 +35,7 @@ def test_the_header_says_in_words_what_the_numbers_are(tmp_path):
     markdown = render_markdown(build_board(tmp_path))
     for said in (
         "TOYSET (toyset, card 1): train 40 images, 200 captions (199 distinct); test 40 images",
-        "test split sha256 bbbbbbbbbbbb",
+        "test bbbbbbbbbbbb",
         "weights from hub:example, sha256 da022bb61f48, activation quick\\_gelu, resolution 224 px",
         "best mR on the validation split, evaluated once on test",
         "lower index in the split first",
@@ -218,16 +218,18 @@ def test_a_board_kept_inside_the_results_is_not_read_as_a_record(tmp_path):
 
 
 def test_an_empty_folder_gives_a_board_that_says_what_to_do(tmp_path):
-    board, table = write_board(tmp_path, tmp_path / "boards")
+    board, table, _ = write_board(tmp_path, tmp_path / "boards")
     assert "No finished trial yet: run `benchmark run`" in board.read_text()
     assert table.read_text() == ",".join(COLUMNS) + "\n"
 
 
 def test_an_unknown_format_and_a_failing_writer_leave_old_files_alone(tmp_path, monkeypatch):
     put_record(tmp_path)
-    (board, _) = write_board(tmp_path, tmp_path / "boards")
+    board, *_ = write_board(tmp_path, tmp_path / "boards")
     before = board.read_bytes()
-    with pytest.raises(ValueError, match="unknown board format 'pdf'; choose from md, csv, json"):
+    with pytest.raises(
+        ValueError, match="unknown board format 'pdf'; choose from md, csv, html, tex, parquet, pairs, json"
+    ):
         write_board(tmp_path, tmp_path / "boards", formats=("md", "pdf"))
     put_record(tmp_path, method="prompt")
     from petlbench.leaderboard import board as module
@@ -243,8 +245,9 @@ def test_a_board_needs_neither_torch_nor_ray(tmp_path):
     program = (
         "import sys; from pathlib import Path; import petlbench.leaderboard.console\n"
         "from petlbench.leaderboard.board import write_board\n"
-        f"write_board(Path({str(tmp_path)!r}), Path({str(tmp_path / 'boards')!r}), formats=('md', 'csv', 'json'))\n"
-        "heavy = {'torch', 'ray', 'deepspeed', 'transformers', 'open_clip', 'scipy'} & set(sys.modules)\n"
+        "formats = ('md', 'csv', 'html', 'tex', 'parquet', 'json')\n"
+        f"write_board(Path({str(tmp_path)!r}), Path({str(tmp_path / 'boards')!r}), formats=formats)\n"
+        "heavy = {'torch', 'ray', 'deepspeed', 'transformers', 'open_clip', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

@@ -99,6 +99,7 @@ def test_the_wheel_holds_every_module_and_all_data_and_nothing_else(wheel):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         content = {name: archive.read(name) for name in names if name.endswith(".safetensors")}
     data = ("datasets/cards/*.yaml", "harness/experiments/*.yaml", "harness/templates/*", "leaderboard/templates/*")
+    data += ("leaderboard/published/*.yaml",)
     patterns = [*(f"{room}/**/*.py" for room in ROOMS), *data, "methods/backbones/weights/*"]
     rooms = {
         f"petlbench/{p.relative_to(ROOT).as_posix()}" for pattern in patterns for p in ROOT.glob(pattern) if p.is_file()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image
 
+from petlbench.datasets.readers.stored_picture import decoded
 from petlbench.datasets.split import DataError
 
 MAGIC = b"ARROW1"
@@ -60,15 +60,7 @@ class ArrowImage:
 
     def open(self) -> Image.Image:
         """Decode the whole picture (a truncated one is an error, never a half-grey picture)."""
-        data = self.content()
-        try:
-            with Image.open(io.BytesIO(data)) as picture:
-                return picture.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{self._place}: the {len(data):,} bytes of the picture cannot be decoded ({error}). Write the file "
-                "again from whole pictures, or run `benchmark data doctor` to list every unreadable one."
-            ) from error
+        return decoded(self.content(), self._place)
 
     @property
     def _place(self) -> str:

@@ -19,6 +19,11 @@ UCM_CLASSES = (
 )  # fmt: skip
 """The 21 classes of UC Merced Land Use; picture n of UCM-Captions is of class (n - 1) // 100."""
 
+SYDNEY_CLASSES = {
+    "residential": 242, "airport": 264, "meadow": 314, "river": 359, "ocean": 451, "industrial": 547, "runway": 613,
+}  # fmt: skip
+"""The 7 classes of Sydney-Captions, each with its last picture; the pictures of a class are numbered consecutively."""
+
 _PREFIX = re.compile(r"(?P<label>.*[^\W\d_])[_-]?\d+")
 
 
@@ -36,14 +41,17 @@ def label_of(name: str, rule: str) -> str | None:
 
     Args:
         name: File name, e.g. ``airport_12.jpg`` or ``1785.tif``.
-        rule: ``prefix`` (``airport``), ``ucm_number`` (class of the UC Merced number) or ``none``.
+        rule: ``prefix`` (``airport``), ``ucm_number`` or ``sydney_number`` (class of the number there) or ``none``.
     """
     stem = PurePosixPath(name).stem
     if rule == "prefix":
         match = _PREFIX.fullmatch(stem)
         return match["label"] if match else None
-    if rule == "ucm_number" and stem.isascii() and stem.isdigit() and 1 <= int(stem) <= 100 * len(UCM_CLASSES):
-        return UCM_CLASSES[(int(stem) - 1) // 100]
+    number = int(stem) if stem.isascii() and stem.isdigit() else 0
+    if rule == "ucm_number" and 1 <= number <= 100 * len(UCM_CLASSES):
+        return UCM_CLASSES[(number - 1) // 100]
+    if rule == "sydney_number" and number >= 1:
+        return next((label for label, last in SYDNEY_CLASSES.items() if number <= last), None)
     return None
 
 

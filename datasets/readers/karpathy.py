@@ -6,12 +6,12 @@ Each item has ``filename``, ``split``, ``sentences`` (each with ``raw``) and may
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from petlbench.datasets.options import KarpathyOptions
 from petlbench.datasets.readers.common import Entry, check_name, label_of, make_splits, repeated
+from petlbench.datasets.readers.json_file import kind, load_json
 from petlbench.datasets.split import SPLITS, DataError, Split
 from petlbench.datasets.validation import suggest
 
@@ -36,7 +36,7 @@ def read_karpathy(annotations: Path, images: Path, options: KarpathyOptions | No
     for index, item in enumerate(_items(annotations)):
         place = f"{annotations}: images[{index}]"
         if not isinstance(item, dict):
-            raise DataError(f"{place}: found {_kind(item)}, expected an object with `filename`, `split`, `sentences`")
+            raise DataError(f"{place}: found {kind(item)}, expected an object with `filename`, `split`, `sentences`")
         name = _name(item, place)
         place = f"{place} ({name})"
         split = _split(item, place, options)
@@ -55,20 +55,10 @@ def read_karpathy(annotations: Path, images: Path, options: KarpathyOptions | No
 
 
 def _items(path: Path) -> list[Any]:
-    try:
-        data = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path}: the annotations cannot be read ({error.strerror})") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}:{error.colno}: not valid JSON ({error.msg}). "
-            "The file may be cut off or edited by hand; fetch it again or repair this place."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+    data = load_json(path)
     found = data.get("images") if isinstance(data, dict) else None
     if not isinstance(found, list):
-        keys = f"the keys {', '.join(map(repr, data)) or 'none'}" if isinstance(data, dict) else _kind(data)
+        keys = f"the keys {', '.join(map(repr, data)) or 'none'}" if isinstance(data, dict) else kind(data)
         raise DataError(f"{path}: found {keys} at the top level, expected an object with the list `images`")
     if not found:
         raise DataError(f"{path}: the list `images` is empty")
@@ -78,7 +68,7 @@ def _items(path: Path) -> list[Any]:
 def _name(item: dict[str, Any], place: str) -> str:
     name = item.get("filename")
     if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{place}: key `filename` is {_kind(name)}, expected the name of the picture file")
+        raise DataError(f"{place}: key `filename` is {kind(name)}, expected the name of the picture file")
     folder = item.get("filepath")
     if isinstance(folder, str) and folder:
         name = f"{folder}/{name}"
@@ -105,14 +95,14 @@ def _captions(item: dict[str, Any], place: str, options: KarpathyOptions) -> lis
     sentences = item.get("sentences")
     if not isinstance(sentences, list) or not sentences:
         raise DataError(
-            f"{place}: key `sentences` is {_kind(sentences)}, expected a list with at least one sentence. "
+            f"{place}: key `sentences` is {kind(sentences)}, expected a list with at least one sentence. "
             "Give the picture a caption or remove it from the file."
         )
     captions = []
     for number, sentence in enumerate(sentences):
         raw = sentence.get("raw") if isinstance(sentence, dict) else None
         if not isinstance(raw, str):
-            raise DataError(f"{place}: sentences[{number}] has no text under the key `raw` (found {_kind(raw)})")
+            raise DataError(f"{place}: sentences[{number}] has no text under the key `raw` (found {kind(raw)})")
         caption = raw.strip()
         if not caption and options.blank == "error":
             raise DataError(f"{place}: sentences[{number}] is blank. Write a caption, or use the option blank=drop.")
@@ -125,11 +115,3 @@ def _label(item: dict[str, Any], name: str, options: KarpathyOptions) -> str | N
         label = item.get("class", item.get("label"))
         return None if label is None or label == "" else str(label)
     return label_of(name, options.labels)
-
-
-def _kind(thing: Any) -> str:
-    """A word for a JSON value in an error message."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "missing"}
-    if isinstance(thing, (list, str)) and not thing:
-        return "empty"
-    return names.get(type(thing), "a number")

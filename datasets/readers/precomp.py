@@ -14,6 +14,7 @@ from pathlib import Path
 from petlbench.datasets.options import PrecompOptions
 from petlbench.datasets.readers.alignment import explain_mismatch
 from petlbench.datasets.readers.common import Entry, check_name, label_of, make_splits, repeated
+from petlbench.datasets.readers.text_lines import read_lines
 from petlbench.datasets.split import DataError, Split
 
 FILES = ("train_caps.txt", "train_filename.txt", "test_caps.txt", "test_filename.txt")
@@ -111,23 +112,3 @@ def _cut_by_list(entries: list[Entry], path: Path) -> tuple[list[Entry], list[En
         if wanted.setdefault(name, number) != number:
             raise DataError(f"{path}:{number}: {name!r} was already listed on line {wanted[name]}")
     return [entry for entry in entries if entry.name not in wanted], [by_name[name] for name in wanted]
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file without surrounding white space; a final newline makes no further line.
-
-    Raises:
-        DataError: The file cannot be read or is not UTF-8 (names the line).
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from error
-    # Not splitlines: captions may hold characters that Unicode counts as line ends.
-    lines = text.removesuffix("\n").split("\n") if text else []
-    return [line.strip() for line in lines]

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from petlbench.datasets.options import FileOptions
+from petlbench.datasets.options import FileOptions, SplitOptions
 from petlbench.datasets.readers.arrow_file import ArrowImage, open_arrow
 from petlbench.datasets.readers.common import (
     Entry,
@@ -35,7 +35,7 @@ REQUIRED = ("image", "caption", "image_id")
 """Columns without which a file is refused."""
 
 
-class ViltArrowOptions(BaseModel):
+class ViltArrowOptions(SplitOptions):
     """Options of the reader of ViLT-style files.
 
     Attributes:
@@ -53,8 +53,6 @@ class ViltArrowOptions(BaseModel):
         karpathy_json: Karpathy JSON that names and captions are compared with, absolute or relative to the root.
         blank: As for other readers: stop at captions without a visible character, leave them out, or keep them.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     annotations: str | None = None
     stem: str | None = Field(default=None, min_length=1)

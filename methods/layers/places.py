@@ -29,7 +29,8 @@ class Ends(NamedTuple):
     final_norm: list[str]
     """Norm behind the last block, where there is one."""
     projection: list[str]
-    """Parameter or module that maps the pooled output to the joint space; none where new joining heads do."""
+    """Parameter or module that maps the pooled output to the joint space (the joining head of aligned towers); none where new
+    joining heads do, which every method trains."""
 
 
 def places(backbone: DualEncoder, towers: Towers, projections: str = "", mlp: tuple[int, ...] = ()) -> Places:
@@ -64,9 +65,10 @@ def ends(backbone: DualEncoder, tower: Tower) -> Ends:
     view: Any = tower
     root = str(view.prefix)
     if backbone.provenance.kind == "two_tower":
+        head = [f"{tower.modality}_head"] if backbone.aligned else []
         if tower.modality == "image":
-            return Ends(f"{root}.embeddings.patch_embeddings.projection", [], [f"{root}.layernorm"], [])
-        return Ends(f"{root}.embeddings.word_embeddings", [f"{root}.embeddings.LayerNorm"], [], [])
+            return Ends(f"{root}.embeddings.patch_embeddings.projection", [], [f"{root}.layernorm"], head)
+        return Ends(f"{root}.embeddings.word_embeddings", [f"{root}.embeddings.LayerNorm"], [], head)
     root = root.removesuffix(".transformer")
     if tower.modality == "text":
         return Ends(f"{root}.token_embedding", [], [f"{root}.ln_final"], [f"{root}.text_projection"])
@@ -75,11 +77,19 @@ def ends(backbone: DualEncoder, tower: Tower) -> Ends:
 
 
 def projection_size(backbone: DualEncoder, tower: Tower) -> int:
-    """P E scalars of the projection, and E of its bias where it is a module with one; 0 where there is no projection."""
+    """P E scalars of the projection, and E of its bias where it is a module with one; 0 where there is no projection.
+
+    A joining head with a hidden layer of width H has (P + 1) H + (H + 1) E.
+    """
     total = 0
     for name in ends(backbone, tower).projection:
         parent, _, last = name.rpartition(".")
-        biased = getattr(getattr(backbone.get_submodule(parent), last), "bias", None) is not None
+        projection: Any = getattr(backbone.get_submodule(parent), last)
+        if isinstance(projection, nn.Sequential):
+            hidden = int(projection[0].out_features)  # type: ignore[arg-type]
+            total += (tower.pooled_width + 1) * hidden + (hidden + 1) * backbone.embed_dim
+            continue
+        biased = getattr(projection, "bias", None) is not None
         total += (tower.pooled_width + biased) * backbone.embed_dim
     return total
 

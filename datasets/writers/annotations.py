@@ -1,0 +1,205 @@
+"""Writers of annotation files that go with a folder of pictures: Karpathy JSON, a CSV table, PIR's and HarMA's JSON.
+
+Each writes a card too, which reads the files back; they are read back before anything is moved into place, and must
+give the splits that were written, to the hash.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from petlbench.datasets.card import Card
+from petlbench.datasets.load import load
+from petlbench.datasets.split import DataError, Split
+from petlbench.datasets.splits import captions_of
+from petlbench.datasets.writers.common import (
+    IMAGES,
+    Progress,
+    aside,
+    card_facts,
+    card_text,
+    check_names,
+    checked_stem,
+    class_names,
+    copy_pictures,
+    keeps_blanks,
+    move_into_place,
+    place_pictures,
+    refuse_to_overwrite,
+    writable,
+)
+
+_WORD = re.compile(r"[a-z0-9']+")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one kind of annotation file is written.
+
+    Attributes:
+        suffix: Ends the name of the new card.
+        stem: What file names begin with, from the name of the set.
+        files: Names of the files, from stem and splits.
+        write: Writes them: (splits, folder, stem).
+        card: Format, ``annotations`` and options of the new card, from the stem.
+        by_split: Whether pictures that are copied lie in a folder per split.
+    """
+
+    suffix: str
+    stem: Callable[[str], str]
+    files: Callable[[str, Mapping[str, Split]], list[str]]
+    write: Callable[[Mapping[str, Split], Path, str], None]
+    card: Callable[[str], tuple[str, str, dict[str, Any]]]
+    by_split: bool = False
+
+
+def write_annotations(
+    splits: Mapping[str, Split],
+    folder: str | Path,
+    card: Card,
+    kind: str,
+    stem: str | None = None,
+    *,
+    pictures: Literal["auto", "refer", "copy"] = "auto",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write a data set as annotation files and a card.
+
+    Args:
+        splits: The splits, as from :func:`petlbench.datasets.load.load`.
+        folder: Where to write; made if need be.
+        card: The card of the set, whose facts the new card takes over.
+        kind: A key of :data:`KINDS`.
+        stem: What the file names begin with.
+        pictures: Whether the pictures are copied; see :func:`petlbench.datasets.writers.common.place_pictures`.
+        force: Overwrite files that are there.
+        progress: Called while pictures are copied.
+
+    Returns:
+        The files, the card last.
+
+    Raises:
+        DataError: A file is there already, a picture cannot be read or has no caption, the format cannot express the
+            set, or the folder cannot be written. Nothing is left behind then, and what was there is as before.
+    """
+    how = KINDS[kind]
+    folder = Path(folder).expanduser().absolute()
+    stem = checked_stem(stem, how.stem(card.name))
+    splits = {name: split for name, split in splits.items() if split.images}
+    names = [*how.files(stem, splits), f"{stem}.yaml"]
+    place = place_pictures(splits, pictures)
+    refuse_to_overwrite(folder, [*names, *([IMAGES] if place.copied else [])], force)
+    check_names(splits)
+    with aside(folder) as work, writable(folder):
+        how.write(splits, work, stem)
+        if place.copied:
+            copy_pictures(splits, work, place, how.by_split, progress)
+        form, annotations, options = how.card(stem)
+        options |= {**place.options, **({"blank": "keep"} if keeps_blanks(splits) else {})}
+        facts = card_facts(card, f"{card.name}-{how.suffix}", splits) | {
+            "format": form,
+            "files": {"annotations": annotations, "images": place.folder},
+            "root": ".",
+        }
+        if options:
+            facts["options"] = options
+        (work / names[-1]).write_text(card_text(facts), encoding="utf-8")
+        _check_back(work / names[-1], splits, kind)
+        move_into_place(work, folder)
+    return [folder / name for name in names]
+
+
+def _check_back(card: Path, splits: Mapping[str, Split], kind: str) -> None:
+    read = load(card)
+    for name, split in splits.items():
+        if name not in read or read[name].sha256 != split.sha256:
+            raise DataError(
+                f"split {name}: files of format {kind} would not give back the same names, captions and order (captions with "
+                "white space at their ends, or names that only another format can express); choose another format"
+            )
+
+
+def _karpathy(splits: Mapping[str, Split], folder: Path, stem: str) -> None:
+    images: list[dict[str, Any]] = []
+    sentence = 0
+    for split in splits.values():
+        labels = class_names(split)
+        for image, captions, label in zip(split.images, captions_of(split), labels, strict=True):
+            sentences = []
+            for text in captions:
+                told = {"tokens": _WORD.findall(text.lower()), "raw": text, "imgid": len(images), "sentid": sentence}
+                sentences.append(told)
+                sentence += 1
+            item = {
+                "filename": image.name,
+                "imgid": len(images),
+                "split": split.name,
+                "sentids": [told["sentid"] for told in sentences],
+                "sentences": sentences,
+            }
+            images.append(item if label is None else {**item, "class": label})
+    _dump(folder / f"{stem}.json", {"dataset": stem.removeprefix("dataset_"), "images": images})
+
+
+def _csv(splits: Mapping[str, Split], folder: Path, stem: str) -> None:
+    classes = any(split.classes for split in splits.values())
+    with (folder / f"{stem}.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "caption", "split", *(["class"] if classes else [])])
+        for split in splits.values():
+            for image, captions, label in zip(split.images, captions_of(split), class_names(split), strict=True):
+                for text in captions:
+                    writer.writerow([image.name, text, split.name, *([label or ""] if classes else [])])
+
+
+def _pir_json(splits: Mapping[str, Split], folder: Path, stem: str) -> None:
+    number = 0
+    for split in splits.values():
+        items: list[dict[str, Any]] = []
+        for image, captions, label in zip(split.images, captions_of(split), class_names(split), strict=True):
+            told = {} if label is None else {"label_name": label, "label": split.classes.index(label)}
+            name = f"{split.name}/{image.name}"
+            if split.name == "train":
+                items += [{"caption": text, "image": name, "image_id": number, **told} for text in captions]
+                number += 1
+            else:
+                items.append({"image": name, "caption": captions, **told})
+        _dump(folder / f"{stem}_{split.name}.json", items)
+
+
+def _dump(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+KINDS: dict[str, Kind] = {
+    "karpathy": Kind(
+        suffix="karpathy",
+        stem=lambda name: f"dataset_{name}",
+        files=lambda stem, splits: [f"{stem}.json"],
+        write=_karpathy,
+        card=lambda stem: ("karpathy", f"{stem}.json", {}),
+    ),
+    "csv": Kind(
+        suffix="csv",
+        stem=lambda name: name,
+        files=lambda stem, splits: [f"{stem}.csv"],
+        write=_csv,
+        card=lambda stem: ("table", f"{stem}.csv", {}),
+    ),
+    "pir-json": Kind(
+        suffix="pir-json",
+        stem=lambda name: name,
+        files=lambda stem, splits: [f"{stem}_{split}.json" for split in splits],
+        write=_pir_json,
+        card=lambda stem: ("pir-json", ".", {"stem": stem, "labels": "field"}),
+        by_split=True,
+    ),
+}
+"""Kinds of annotation files by name."""

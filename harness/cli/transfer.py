@@ -1,0 +1,103 @@
+"""`benchmark transfer`: trained on one data set, tested on another, without near-duplicate pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from petlbench.harness.transfer_record import TransferRecord
+
+
+def transfer(
+    records: Annotated[list[Path], typer.Argument(metavar="RECORD...", help="Records of finished trials.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="NAME", help="Data set to test on: a card's name or path, or a folder.", show_default=False
+        ),
+    ],
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of that set's files (default: as for every other verb).")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Results folder for the transfers (default: that of each record)."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "-d", metavar="NAME", help="Data set of the records: a card's name or path."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Places of the records' files, such as dataset.ucm.root=DIR."),
+    ] = None,
+    plugin: Annotated[
+        list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A method file of your own (repeatable).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Test trained methods on the test split of another data set. Nothing is trained.
+
+    Test pictures that are near duplicates of pictures in the records' train and
+    val splits are left out first. Each transfer is written below
+    RESULTS/transfer and gets a table of its own on the board.
+
+    Examples:
+      benchmark transfer results/ucm/lora/*.json --to rsicd
+      benchmark transfer RECORD --to sydney --root /data/sydney
+    """
+    import json
+
+    from petlbench.harness.gallery_data import share_places
+    from petlbench.harness.retrial import Places
+    from petlbench.harness.transfer import Transfers, open_target
+
+    paths = list(dict.fromkeys(path.expanduser() for path in records))
+    given = Places.from_sets(set_ or [], dataset, tuple(str(p) for p in plugin or ()))
+    places = share_places(given, paths)
+    transfers = Transfers(open_target(to, root), given, _progress)
+    rows = []
+    for path, place in zip(paths, places, strict=True):
+        transfers.places = place
+        written, made = transfers.run(path, results.expanduser() if results else path.absolute().parents[2])
+        rows.append({"record": str(path), "transfer": str(written), **_numbers(made)})
+        if not as_json:
+            _show(written, made)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+
+
+def _numbers(made: TransferRecord) -> dict[str, object]:
+    return {
+        "transfer_id": made.transfer_id,
+        "images": made.target.test.images,
+        "captions": made.target.test.captions,
+        "left_out": len(made.target.left_out),
+        "shared_captions": made.target.shared_captions,
+        "recalls": made.metrics.recalls,
+        "notes": made.notes,
+    }
+
+
+def _show(written: Path, made: TransferRecord) -> None:
+    spec, target, found = made.source.spec, made.target, made.metrics.recalls
+    recalls = "  ".join(f"{name} {found[name]:.2f}" for name in ("i2t_r1", "i2t_r10", "t2i_r1", "t2i_r10", "mR"))
+    typer.echo(f"{spec['method']['name']}, seed {spec['seed']}, {spec['dataset']['name']} -> {target.name}: {recalls}")
+    typer.echo(
+        f"  {target.test.images:,} of {target.whole.images:,} test pictures ({len(target.left_out)} near duplicates left out), "
+        f"{target.shared_captions} of {target.test.captions:,} captions also in the training captions"
+    )
+    for note in made.notes:
+        typer.echo(f"  note: {note}")
+    typer.echo(f"  wrote {written}")
+
+
+def _progress(what: str, done: int, of: int) -> None:
+    if sys.stderr.isatty():
+        typer.echo(
+            f"\rcomparing pictures: {what} {done:,} of {of:,}" + ("\n" if done == of else ""), nl=False, err=True
+        )

@@ -1,0 +1,93 @@
+"""Transfers as rows of a board: each pair of sets is a table of its own, and never part of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from petlbench.harness.metrics import METRIC_VERSION, Ranks, recalls
+from petlbench.harness.record import DataPart, RecordError
+from petlbench.harness.transfer_record import TransferRecord, find_transfers, read_transfer, transfer_path
+from petlbench.leaderboard.load import Entry, Loaded, Problem
+
+_CLOSE = 1e-6
+
+
+def load_transfers(root: Path) -> Loaded:
+    """Every transfer of a results folder as an entry of a board, in the order of their names.
+
+    What cannot be read, or repeats another, is reported and left out.
+    """
+    entries: list[Entry] = []
+    problems: list[Problem] = []
+    first_with: dict[str, str] = {}
+    for path in find_transfers(root):
+        name = path.relative_to(root).as_posix()
+        try:
+            transfer = read_transfer(path)
+            if (twin := first_with.setdefault(transfer.transfer_id, name)) != name:
+                raise RecordError(f"{path}: key `transfer_id`: same transfer as {twin}; keep one of the two files")
+        except (RecordError, OSError) as error:  # collected here, shown by the caller and counted on the board
+            problems.append(Problem(name, str(error)))
+        else:
+            entries.append(entry_of(path, name, transfer))
+    return Loaded(entries, problems)
+
+
+def entry_of(path: Path, name: str, transfer: TransferRecord) -> Entry:
+    """A transfer in the shape of a record that was tested on the target.
+
+    Its data set is the pair of sets and its test split that of the target, so that it can stand in no other table. Seeds
+    and options remain those of the source; costs of training too, but not those of a query.
+    """
+    source, target = transfer.source, transfer.target
+    assert source.data is not None  # only finished records are transferred
+    out = len(target.left_out)
+    title = f"trained on {source.data.title}, tested on {target.title}"
+    if out:
+        title += f" without {out:,} near-duplicate picture{'s' * (out > 1)}"
+    if target.shared_captions:
+        shared = target.shared_captions
+        title += f"; {shared:,} test caption{'s' * (shared > 1)} {'are' if shared > 1 else 'is'} in the training captions too"
+    title = "; ".join([title, *transfer.notes])
+    seen = {split: part for split, part in source.data.splits.items() if split != "test"}
+    data = DataPart(
+        name=f"{source.data.name} → {target.name}",
+        title=title,
+        card_version=f"{source.data.card_version} → {target.card_version}",
+        splits={**seen, "test": target.test},
+    )
+    cost = source.cost.model_copy(update={"query": None}) if source.cost else None
+    changed = {"data": data, "metrics": {"test": transfer.metrics}, "artifacts": transfer.artifacts, "cost": cost}
+    return Entry(path, name, source.model_copy(update=changed))
+
+
+def check_transfers(root: Path, loaded: Loaded) -> list[Problem]:
+    """What is wrong with the transfers of a results folder: reading, place, ranks."""
+    problems = list(loaded.problems)
+    for entry in loaded.entries:
+        transfer = read_transfer(entry.path)
+        expected = transfer_path(root, transfer.source, transfer.target.name, transfer.transfer_id)
+        if entry.path != expected:
+            problems.append(
+                Problem(entry.name, f"{entry.path}: belongs at {expected}; rename it, and its ranks with it")
+            )
+        try:
+            ranks = Ranks.load(entry.ranks_path)
+        except (OSError, ValueError) as error:
+            problems.append(Problem(entry.name, f"{entry.path}: its ranks cannot be used: {error}"))
+            continue
+        part = transfer.metrics
+        if part.metric_version == METRIC_VERSION:
+            found = recalls(ranks, part.tie_rule)
+            wrong = [name for name, value in part.recalls.items() if abs(found.get(name, -1.0) - value) > _CLOSE]
+            if wrong:
+                problems.append(
+                    Problem(entry.name, f"{entry.path}: its ranks do not give its {', '.join(wrong)}; make it again")
+                )
+    return problems
+
+
+def with_transfers(loaded: Loaded, root: Path) -> Loaded:
+    """Records and transfers of a results folder."""
+    more = load_transfers(root)
+    return Loaded([*loaded.entries, *more.entries], [*loaded.problems, *more.problems])

@@ -1,0 +1,190 @@
+"""Transfers: trained on one set, tested on another without near duplicates; rows of tables of their own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from cli_calls import call
+from data_files import write_picture
+from small_trials import small_trial
+
+from petlbench.harness.gallery_data import open_split
+from petlbench.harness.metrics import Ranks, recalls
+from petlbench.harness.record import find_records, read_record
+from petlbench.harness.retrial import Places
+from petlbench.harness.transfer_record import find_transfers, identity, read_transfer
+from petlbench.harness.trial import run_trial
+from petlbench.leaderboard.board import write_board
+from petlbench.leaderboard.results_validate import validate
+from petlbench.leaderboard.table import build_board
+from petlbench.leaderboard.transfer import load_transfers
+from petlbench.methods.backbones.random_models import random_clip
+
+TEST_PICTURES = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_world(tmp_path_factory):
+    """A random CLIP of two narrow blocks wherever a backbone is loaded, and a cache of our own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("petlbench.harness.parts.load_backbone", lambda name, *, seed=0, **options: random_clip(seed=7))
+        patch.setenv("PETLBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        threads = torch.get_num_threads()
+        yield
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two seeds of one method, trained on scenes."""
+    folder = tmp_path_factory.mktemp("trained") / "results"
+    trial = small_trial(folder, "train.epochs=1", "train.lr=0.01", method="linear_probe")
+    for seed in (0, 1):
+        run_trial(trial.model_copy(update={"spec": trial.spec.model_copy(update={"seed": seed})}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def target(trained, tmp_path_factory):
+    """A set of one's own whose test split holds a copy of a training picture, stored anew and turned, and its caption."""
+    folder = tmp_path_factory.mktemp("target")
+    record = next(find_records(trained))
+    train = open_split(read_record(record), record, Places(), "train")
+    items = []
+    for index in range(TEST_PICTURES + 1):
+        name, split = f"{index}.jpg", "test" if index < TEST_PICTURES else "train"
+        write_picture(folder / "files" / "pictures" / name, seed=40 + index)
+        captions = [f"number {index} seen from {place}" for place in ("above", "afar")]
+        if index == 0:
+            copy = train.images[0].open().rotate(90).resize((180, 180))
+            copy.save(folder / "files" / "pictures" / name, quality=80)
+        if index == 1:
+            captions[0] = f" {train.captions[0].upper()}"
+        items.append({"filename": name, "split": split, "sentences": [{"raw": caption} for caption in captions]})
+    (folder / "files" / "set.json").write_text(json.dumps({"images": items}), encoding="utf-8")
+    card = folder / "west.yaml"
+    card.write_text(
+        "name: west\ntitle: A <b>western</b> set\nversion: 1\nlicence: none\ncitation: none\nformat: karpathy\n"
+        "files: {annotations: set.json, images: pictures}\n",
+        encoding="utf-8",
+    )
+    return card
+
+
+@pytest.fixture(scope="module")
+def transferred(trained, target, tmp_path_factory):
+    results = shutil.copytree(trained, tmp_path_factory.mktemp("transferred") / "results")
+    called = call("transfer", *find_records(results), "--to", target, "--root", target.parent / "files", "--json")
+    assert called.code == 0, called
+    return results, called.json
+
+
+@pytest.fixture
+def results(transferred, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(transferred[0], tmp_path / "results")
+
+
+def test_near_duplicates_are_left_out_and_told(transferred, target):
+    results, rows = transferred
+    assert [row["left_out"] for row in rows] == [1, 1] and [row["shared_captions"] for row in rows] == [1, 1]
+    for path, row in zip(find_transfers(results), sorted(rows, key=lambda row: row["transfer"]), strict=True):
+        transfer = read_transfer(path)
+        (out,) = transfer.target.left_out
+        assert path == Path(row["transfer"]) and (out.image, out.split) == ("0.jpg", "train") and out.correlation > 0.9
+        assert transfer.target.whole.images == TEST_PICTURES == transfer.target.test.images + 1
+        assert transfer.target.test.captions == 2 * (TEST_PICTURES - 1)
+        ranks = Ranks.load(path.with_name(transfer.artifacts["ranks"]))
+        assert recalls(ranks) == transfer.metrics.recalls == row["recalls"]
+        assert transfer.transfer_id == identity(transfer.source.spec_id, transfer.target)
+        assert transfer.source.data.name == "scenes" and transfer.source.curve == []
+
+
+def test_a_transfer_is_deterministic(transferred, results, target):
+    (first, *_) = find_transfers(results)
+    before = read_transfer(first)
+    ranks = first.with_name(before.artifacts["ranks"]).read_bytes()
+    record = next(path for path in find_records(results) if read_record(path).spec_id == before.source.spec_id)
+    assert call("transfer", record, "--to", target, "--root", target.parent / "files").code == 0
+    again = read_transfer(first)
+    same = {"provenance"}
+    assert again.model_dump(exclude=same) == before.model_dump(exclude=same)
+    assert len(list(find_transfers(results))) == 2 and first.with_name(again.artifacts["ranks"]).read_bytes() == ranks
+
+
+def test_the_board_gives_transfers_a_table_of_their_own(results):
+    board = build_board(results)
+    titles = {table.title: table for table in board.tables}
+    assert len(board.tables) == 2 and not board.problems
+    (moved,) = (table for title, table in titles.items() if "scenes → west" in title)
+    (row,) = moved.rows
+    assert row.group.seeds == (0, 1) and row.n == 2
+    expected = [read_transfer(path).metrics.recalls["mR"] for path in find_transfers(results)]
+    assert row.mean["mR"] == pytest.approx(sum(expected) / 2)
+    data = dict(moved.facts)["Data set"]
+    assert "trained on Synthetic scenes, tested on A <b>western</b> set without 1 near-duplicate picture" in data
+    assert "1 test caption is in the training captions too" in data
+    (usual,) = (table for title, table in titles.items() if "→" not in title)
+    assert all("transfer/" not in entry.name for row in usual.rows for entry in row.group.entries)
+
+
+def test_every_form_of_the_board_takes_them(results, tmp_path):
+    paths = write_board(results, tmp_path / "board", formats=["md", "csv", "html", "tex", "json"])
+    for path in paths:
+        assert "west" in path.read_text(encoding="utf-8"), path
+    page = next(path for path in paths if path.suffix == ".html").read_text(encoding="utf-8")
+    assert "<b>western</b>" not in page and "&lt;b&gt;western&lt;/b&gt;" in page
+
+
+def test_a_results_folder_with_transfers_validates(results):
+    assert [p for p in validate(results).problems if "transfer" in p.name] == []
+    (first, *_) = find_transfers(results)
+    payload = json.loads(first.read_text())
+    payload["metrics"]["recalls"]["mR"] += 1
+    first.write_text(json.dumps(payload))
+    (problem,) = (p for p in validate(results).problems if "transfer" in p.name)
+    assert "do not give its mR" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda p: p.update(transfer_version=9), "`transfer_version` is 9"),
+        (lambda p: p["target"]["test"].update(sha256="0" * 64), "was edited"),
+        (lambda p: p.pop("metrics"), "`metrics`"),
+        (lambda p: p["source"].update(wrong=1), "`source.wrong`"),
+    ],
+)
+def test_damaged_transfers_are_named_and_left_out(results, edit, message):
+    (first, *_) = find_transfers(results)
+    payload = json.loads(first.read_text())
+    edit(payload)
+    first.write_text(json.dumps(payload))
+    loaded = load_transfers(results)
+    assert (
+        len(loaded.entries) == 1 and message in loaded.problems[0].message and str(first) in loaded.problems[0].message
+    )
+
+
+def test_a_copy_of_a_transfer_is_a_problem(results):
+    (first, *_) = find_transfers(results)
+    shutil.copy(first, first.with_name(f"z{first.name}"))
+    loaded = load_transfers(results)
+    assert len(loaded.entries) == 2 and "same transfer as" in loaded.problems[0].message
+
+
+def test_a_transfer_to_its_own_set_is_refused(results):
+    record = next(find_records(results))
+    assert "was trained on scenes itself" in call("transfer", record, "--to", "scenes").error
+
+
+def test_a_set_without_test_pictures_is_refused(results, target, tmp_path):
+    root = shutil.copytree(target.parent / "files", tmp_path / "files")
+    payload = json.loads((root / "set.json").read_text())
+    for item in payload["images"]:
+        item["split"] = "train"
+    (root / "set.json").write_text(json.dumps(payload))
+    error = call("transfer", next(find_records(results)), "--to", target, "--root", root).error
+    assert "no test split" in error
