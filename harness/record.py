@@ -203,6 +203,12 @@ def record_path(root: Path, spec: dict[str, Any], spec_id: str) -> Path:
     return root / spec["dataset"]["name"] / spec["method"]["name"] / name
 
 
+def ranks_path(path: Path, record: Record) -> Path:
+    """The file of ranks that lies beside a record."""
+    named = record.artifacts.get("ranks")
+    return path.with_name(Path(named).name if named else path.name.removesuffix(RECORD_SUFFIX) + RANKS_SUFFIX)
+
+
 def write_record(record: Record, path: Path) -> Path:
     """Write atomically: a temporary file beside ``path``, flushed to disk, then renamed over it.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from petlbench.harness.metrics import KS
-from petlbench.harness.record import RANKS_SUFFIX, RECORD_SUFFIX, Record, RecordError, find_records, read_record
+from petlbench.harness.record import Record, RecordError, find_records, ranks_path, read_record
 from petlbench.leaderboard.collector import collector_paused
 
 METRICS = (*(f"{way}_r{k}" for way in ("i2t", "t2i") for k in KS), "mR")
@@ -34,8 +34,7 @@ class Entry:
     @property
     def ranks_path(self) -> Path:
         """The file of ranks that lies beside the record."""
-        named = self.record.artifacts.get("ranks")
-        return self.path.with_name(Path(named).name if named else self.path.name[: -len(RECORD_SUFFIX)] + RANKS_SUFFIX)
+        return ranks_path(self.path, self.record)
 
 
 @dataclass(frozen=True)

@@ -68,14 +68,12 @@ def gallery(
 
     from petlbench.harness.gallery import make_gallery
     from petlbench.harness.gallery_choose import WAYS
-    from petlbench.harness.gallery_data import share_places, tell
+    from petlbench.harness.gallery_data import tell_each
     from petlbench.harness.record import write_atomically
     from petlbench.leaderboard.gallery_html import render_gallery
     from petlbench.leaderboard.gallery_png import draw_gallery
 
-    places = o.places_from(set_, dataset, plugin)
-    paths = [path.expanduser() for path in records]
-    told = [tell(path, place, top) for path, place in zip(paths, share_places(places, paths), strict=True)]
+    told = tell_each([path.expanduser() for path in records], o.places_from(set_, dataset, plugin), top)
     made = make_gallery(told, choice, WAYS if direction == "both" else (direction,), top)
     page, pictures = render_gallery(made).encode(), draw_gallery(made)
     names = [

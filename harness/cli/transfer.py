@@ -50,13 +50,11 @@ def transfer(
     from petlbench.harness.transfer import Transfers, open_target
 
     paths = list(dict.fromkeys(path.expanduser() for path in records))
-    given = o.places_from(set_, dataset, plugin)
-    places = share_places(given, paths)
-    transfers = Transfers(open_target(to, root), given, _progress)
+    places = share_places(o.places_from(set_, dataset, plugin), paths)
+    transfers = Transfers(open_target(to, root), _progress)
     rows = []
-    for path, place in zip(paths, places, strict=True):
-        transfers.places = place
-        written, made = transfers.run(path, results.expanduser() if results else path.absolute().parents[2])
+    for path, own in zip(paths, places, strict=True):
+        written, made = transfers.run(path, own, results.expanduser() if results else None)
         rows.append({"record": str(path), "transfer": str(written), **_numbers(made)})
         if not as_json:
             _show(written, made)
