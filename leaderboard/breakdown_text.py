@@ -159,6 +159,4 @@ def _pair(pair: Pair) -> str:
 
 
 def _cell(value: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
-    plain = text.plain(value)
-    return f"'{plain}" if plain.startswith(("=", "+", "-", "@")) else plain
+    return text.defused(text.plain(value))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,21 +72,42 @@ def load_records(root: Path) -> Loaded:
         raise FileNotFoundError(
             f"{root}: no such results folder; run `benchmark run` first, or name the folder that holds the records"
         )
-    entries: list[Entry] = []
-    problems: list[Problem] = []
+
+    def read(path: Path, name: str) -> tuple[str, Entry]:
+        record = read_record(path)
+        _check(record, path)
+        return record.spec_id, Entry(path, name, record)
+
+    return collect(root, find_records(root), read, "key `spec_id`: same trial")
+
+
+def collect(root: Path, paths: Iterable[Path], read: Callable[[Path, str], tuple[str, Entry]], same: str) -> Loaded:
+    """Read files one by one; what cannot be read, or repeats another, is reported and left out.
+
+    Args:
+        root: The results folder.
+        paths: Files in it.
+        read: A file and its name to what no other file may have, and its entry.
+        same: Begins the report on a file that repeats another.
+    """
+    found = Loaded([], [])
     first_with: dict[str, str] = {}
-    for path in find_records(root):
+    for path in paths:
         name = path.relative_to(root).as_posix()
         try:
-            record = read_record(path)
-            _check(record, path)
-            if (twin := first_with.setdefault(record.spec_id, name)) != name:
-                raise RecordError(f"{path}: key `spec_id`: same trial as {twin}; keep one of the two files")
+            identity, entry = read(path, name)
+            if (twin := first_with.setdefault(identity, name)) != name:
+                raise RecordError(f"{path}: {same} as {twin}; keep one of the two files")
         except (RecordError, OSError) as error:  # collected here, shown by the caller and counted on the board
-            problems.append(Problem(name, str(error)))
+            found.problems.append(Problem(name, str(error)))
         else:
-            entries.append(Entry(path, name, record))
-    return Loaded(entries, problems)
+            found.entries.append(entry)
+    return found
+
+
+def joined(*parts: Loaded) -> Loaded:
+    """All of them, in their order."""
+    return Loaded([e for part in parts for e in part.entries], [p for part in parts for p in part.problems])
 
 
 def canonical(value: Any) -> str:

@@ -11,7 +11,7 @@ from petlbench.harness.record import Record
 from petlbench.leaderboard import text
 from petlbench.leaderboard.group import Group
 from petlbench.leaderboard.published import PublishedRow, parameters
-from petlbench.leaderboard.statistics import mean_sd
+from petlbench.leaderboard.statistics import mean
 
 UNSTATED = "not stated"
 _CHOSEN = {"val": "best_val", "test": "test_max", "last": "last", "none": "none"}
@@ -175,7 +175,7 @@ def _under(tests: Sequence[Any], rule: str) -> float | None:
     values = [
         test.recalls["mR"] if test.tie_rule == rule else test.other_rules.get(rule, {}).get("mR") for test in tests
     ]
-    return None if any(value is None for value in values) else mean_sd(values)[0]
+    return None if any(value is None for value in values) else mean(values)
 
 
 def _images(count: int | None, otherwise: str = UNSTATED) -> str:
