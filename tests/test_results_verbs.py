@@ -193,8 +193,28 @@ def test_the_board_is_checked_on_demand(tmp_path):
     assert said(tmp_path, board=True) == []
     put_record(tmp_path, seed=7)
     assert {message.split(":")[0] for message in said(tmp_path, board=True)} == {
-        str(tmp_path / name) for name in ("board.md", "board.csv")
+        str(tmp_path / name) for name in ("board.md", "board.csv", "board.html")
     }
+
+
+@pytest.mark.parametrize("name", ["html", "pairs", "parquet"])
+def test_every_format_of_the_board_is_checked(tmp_path, name):
+    three(tmp_path, 3.0)
+    three(tmp_path, 2.0, 5, method="prompt")
+    (path,) = write_board(tmp_path, tmp_path, formats=[name])
+    assert said(tmp_path, board=True) == []
+    path.write_bytes(path.read_bytes().replace(b"lora", b"loro"))
+    (message,) = said(tmp_path, board=True)
+    assert message.startswith(f"{path}: is not what the records produce")
+
+
+def test_a_page_with_plots_is_checked_beside_them(tmp_path):
+    three(tmp_path, 3.0)
+    assert call("leaderboard", "--results", tmp_path, "--plots").code == 0
+    page = tmp_path / "board.html"
+    assert "<figure>" in page.read_text() and said(tmp_path, board=True) == []
+    page.write_text(page.read_text().replace('width="120"', "").replace("Mean recall against", "Against"))
+    assert [message.split(":")[0] for message in said(tmp_path, board=True)] == [str(page)]
 
 
 def test_older_records_count_and_are_counted(tmp_path, version_zero):

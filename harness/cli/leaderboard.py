@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from petlbench.leaderboard.html_writer import Figure
-    from petlbench.leaderboard.table import Board
 
 
 def leaderboard(
@@ -83,27 +82,18 @@ def publish(results: Path, out: Path, console: Console, formats: Sequence[str] =
 
     with collector_paused():
         board = build_board(results)
-        drawn, figures = _draw(board, out) if plots else ([], [])
+        drawn: list[Path] = []
+        figures: list[Figure] = []
+        if plots:
+            from petlbench.leaderboard.plots.write import page_figures, write_plots
+
+            drawn = write_plots(board, out)
+            figures = page_figures(board, out)
         paths = [*write_board(board, out, formats=formats or FORMATS, figures=figures), *drawn]
     render_console(board.tables, console)
     for path in paths:
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
     return complain(board.problems)
-
-
-def _draw(board: Board, out: Path) -> tuple[list[Path], list[Figure]]:
-    """Write all plots; the files, and those that the page shows."""
-    from petlbench.leaderboard.html_writer import Figure
-    from petlbench.leaderboard.plots.write import FOLDER, PAGE, caption, table_slugs, write_plots
-
-    paths = write_plots(board, out)
-    slugs = table_slugs(board)
-    places = [
-        (index, caption(name, table), out / FOLDER / slug / f"{name}.svg")
-        for index, (table, slug) in enumerate(zip(board.tables, slugs, strict=True))
-        for name in PAGE
-    ]
-    return paths, [Figure(said, path.read_bytes(), index) for index, said, path in places if path in paths]
 
 
 def _formats(given: Sequence[str] | None) -> list[str]:

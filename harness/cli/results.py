@@ -29,9 +29,7 @@ def validate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of records.")] = Path("results"),
     board: Annotated[
         bool,
-        typer.Option(
-            "--board", help="Also check that its board files (not the HTML page) are what the records produce."
-        ),
+        typer.Option("--board", help="Also check that its board files are what the records produce."),
     ] = False,
     as_json: o.Json = False,
 ) -> None:
