@@ -16,6 +16,8 @@ from petlbench.leaderboard.collector import collector_paused
 METRICS = (*(f"{way}_r{k}" for way in ("i2t", "t2i") for k in KS), "mR")
 """The recalls every finished record has, in the order of the columns."""
 
+_AGAIN = "restore the file from version control, or move it away so that the trial runs again"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -117,45 +119,53 @@ def canonical(value: Any) -> str:
 
 def _check(record: Record, path: Path) -> None:
     """Raise RecordError where a valid record cannot be placed on a board."""
-    what = "restore the file from version control, or move it away so that the trial runs again"
     for key in ("dataset", "backbone", "method"):
         if not isinstance(record.spec.get(key), dict) or "name" not in record.spec[key]:
-            raise RecordError(f"{path}: key `spec.{key}.name` is missing; {what}")
+            raise RecordError(f"{path}: key `spec.{key}.name` is missing; {_AGAIN}")
     if "seed" not in record.spec:
-        raise RecordError(f"{path}: key `spec.seed` is missing; {what}")
+        raise RecordError(f"{path}: key `spec.seed` is missing; {_AGAIN}")
     digest = hashlib.sha256(canonical(record.spec).encode()).hexdigest()
     if digest != record.spec_id:
         raise RecordError(
             f"{path}: key `spec_id` is {record.spec_id[:12]}..., but `spec` hashes to {digest[:12]}...: "
-            f"one of the two was edited by hand; {what}"
+            f"one of the two was edited by hand; {_AGAIN}"
         )
     if record.status != "ok":
         return
+    check_finished(record, path)
+    recalls = record.metrics["test"].recalls
+    mean = sum(recalls[m] for m in METRICS[:-1]) / (len(METRICS) - 1)
+    if abs(recalls["mR"] - mean) > 1e-6:
+        raise RecordError(
+            f"{path}: key `metrics.test.recalls.mR` is {recalls['mR']}, but the mean of the six recalls is {mean}; {_AGAIN}"
+        )
+
+
+def check_finished(record: Record, path: Path) -> None:
+    """See that a record of status ok, or a transfer in the shape of one, has what a row needs.
+
+    Raises:
+        RecordError: A part or a recall is missing, or a recall is no percentage.
+    """
     for part in ("backbone", "data", "selection", "params", "cost"):
         if getattr(record, part) is None:
-            raise RecordError(f"{path}: key `{part}` is null in a record of status ok; {what}")
+            raise RecordError(f"{path}: key `{part}` is null in a record of status ok; {_AGAIN}")
     assert record.data is not None
-    _need(record.data.splits, "data.splits", ("test",), path, what)
-    _need(record.metrics, "metrics", ("test",), path, what)
+    _need(record.data.splits, "data.splits", ("test",), path)
+    _need(record.metrics, "metrics", ("test",), path)
     test = record.metrics["test"]
     for place, recalls in (("recalls", test.recalls), *((f"other_rules.{r}", v) for r, v in test.other_rules.items())):
-        _need(recalls, f"metrics.test.{place}", METRICS, path, what)
+        _need(recalls, f"metrics.test.{place}", METRICS, path)
         for metric in METRICS:
             if not 0 <= recalls[metric] <= 100:
                 raise RecordError(
                     f"{path}: key `metrics.test.{place}.{metric}` is {recalls[metric]}, expected 0 to 100 percent; "
-                    f"{what}"
+                    f"{_AGAIN}"
                 )
-    mean = sum(test.recalls[m] for m in METRICS[:-1]) / (len(METRICS) - 1)
-    if abs(test.recalls["mR"] - mean) > 1e-6:
-        raise RecordError(
-            f"{path}: key `metrics.test.recalls.mR` is {test.recalls['mR']}, but the mean of the six recalls is "
-            f"{mean}; {what}"
-        )
 
 
-def _need(found: Iterable[str], key: str, wanted: Iterable[str], path: Path, what: str) -> None:
+def _need(found: Iterable[str], key: str, wanted: Iterable[str], path: Path) -> None:
     for name in wanted:
         if name not in found:
             listed = ", ".join(sorted(found)) or "nothing"
-            raise RecordError(f"{path}: key `{key}.{name}` is missing (found {listed}); {what}")
+            raise RecordError(f"{path}: key `{key}.{name}` is missing (found {listed}); {_AGAIN}")

@@ -8,7 +8,7 @@ from petlbench.harness.metrics import METRIC_VERSION, recalls
 from petlbench.harness.record import DataPart
 from petlbench.harness.transfer_record import TransferRecord, find_transfers, read_transfer, transfer_path
 from petlbench.leaderboard.entry_ranks import CLOSE, read_ranks
-from petlbench.leaderboard.load import Entry, Loaded, Problem, collect
+from petlbench.leaderboard.load import Entry, Loaded, Problem, check_finished, collect
 
 
 def load_transfers(root: Path) -> Loaded:
@@ -19,7 +19,10 @@ def load_transfers(root: Path) -> Loaded:
 
     def read(path: Path, name: str) -> tuple[str, Entry]:
         transfer = read_transfer(path)
-        return transfer.transfer_id, entry_of(path, name, transfer)
+        check_finished(transfer.source, path)
+        entry = entry_of(path, name, transfer)
+        check_finished(entry.record, path)
+        return transfer.transfer_id, entry
 
     return collect(root, find_transfers(root), read, "key `transfer_id`: same transfer")
 
@@ -62,14 +65,13 @@ def check_transfers(root: Path, loaded: Loaded) -> list[Problem]:
             problems.append(
                 Problem(entry.name, f"{entry.path}: belongs at {expected}; rename it, and its ranks with it")
             )
+        part = transfer.metrics
         try:
-            ranks = read_ranks(entry)
+            found = recalls(read_ranks(entry), part.tie_rule)
         except (OSError, ValueError) as error:
             problems.append(Problem(entry.name, f"{entry.path}: its ranks cannot be used: {error}"))
             continue
-        part = transfer.metrics
         if part.metric_version == METRIC_VERSION:
-            found = recalls(ranks, part.tie_rule)
             wrong = [name for name, value in part.recalls.items() if abs(found.get(name, -1.0) - value) > CLOSE]
             if wrong:
                 problems.append(

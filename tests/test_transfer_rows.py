@@ -149,6 +149,8 @@ def test_a_results_folder_with_transfers_validates(results):
         (lambda p: p["target"]["test"].update(sha256="0" * 64), "was edited"),
         (lambda p: p.pop("metrics"), "`metrics`"),
         (lambda p: p["source"].update(wrong=1), "`source.wrong`"),
+        (lambda p: p["source"].update(data=None), "`data` is null"),
+        (lambda p: p["metrics"]["recalls"].pop("mR"), "`metrics.test.recalls.mR` is missing"),
     ],
 )
 def test_damaged_transfers_are_named_and_left_out(results, edit, message):
@@ -160,6 +162,16 @@ def test_damaged_transfers_are_named_and_left_out(results, edit, message):
     assert (
         len(loaded.entries) == 1 and message in loaded.problems[0].message and str(first) in loaded.problems[0].message
     )
+    assert len(build_board(results).tables) == 2  # the other seed still has its row
+
+
+def test_an_unknown_tie_rule_of_a_transfer_is_told(results):
+    (first, *_) = find_transfers(results)
+    payload = json.loads(first.read_text())
+    payload["metrics"]["tie_rule"] = "luck"
+    first.write_text(json.dumps(payload))
+    (problem,) = (p for p in validate(results).problems if "transfer" in p.name)
+    assert str(first) in problem.message and "unknown tie rule 'luck'" in problem.message
 
 
 def test_a_copy_of_a_transfer_is_a_problem(results):
