@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +81,11 @@ class FileImage:
                 f"{self.path}: picture not found, though the annotations name it ({self.name}). "
                 "Check the picture folder given by the card's `images` key or by --set dataset.NAME.root=FOLDER."
             ) from error
+
+
+def class_name(classes: Sequence[str], label: int) -> str:
+    """Name of a scene class; ``class 7`` where the set gives the number only."""
+    return classes[label] if label < len(classes) else f"class {label}"
 
 
 class DataError(PetlbenchError):

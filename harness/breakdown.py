@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from petlbench.datasets.split import DataError, Split
+from petlbench.datasets.split import DataError, Split, class_name
 from petlbench.errors import PetlbenchError
-from petlbench.harness.gallery_data import Told, share_places, tell
+from petlbench.harness.gallery_data import Told, tell_each
 from petlbench.leaderboard.breakdown import (
     By,
     Grouping,
@@ -98,7 +98,7 @@ def make_breakdown(
         RecordError: A record, its ranks or its adapter is missing or damaged.
         DataError: The data are not those of the records, or have no classes though they are asked for.
     """
-    told = [tell(path, place, int(confused)) for path, place in zip(paths, share_places(places, paths), strict=True)]
+    told = tell_each(paths, places, int(confused))
     split = told[0].split
     for other in told[1:]:
         if other.split.sha256 != split.sha256:
@@ -112,11 +112,10 @@ def make_breakdown(
             f"data set {told[0].record.spec['dataset']['name']} has no scene classes; use --by length or duplicates"
         )
     chosen: By = by or ("class" if has_classes else "length")
-    groupings = {one.path: _grouping(one, chosen) for one in told}
     methods = []
     for label, seeds in _methods(told).items():
-        ranks = [one.ranks for one in seeds]
-        parts = break_down(ranks, groupings[seeds[0].path], rule)
+        grouping = _grouping(seeds[0], chosen)  # of the captions as that method reads them
+        parts = break_down([one.ranks for one in seeds], grouping, rule)
         counted = {}
         if confused and split.labels is not None:
             answers = [one.answers for one in seeds]
@@ -128,7 +127,7 @@ def make_breakdown(
         split_sha256=split.sha256,
         by=chosen,
         rule=rule,
-        said=groupings[told[0].path].said,
+        said=grouping.said,
         classes=_classes(split) if has_classes else (),
         methods=tuple(methods),
     )
@@ -146,16 +145,14 @@ def _grouping(told: Told, by: By) -> Grouping:
 
 def _methods(told: Sequence[Told]) -> dict[str, list[Told]]:
     """Seeds of one spec together, in the order of the records."""
-    entries = {str(one.path): Entry(one.path, str(one.path), one.record) for one in told}
-    groups = group_entries(entries.values())
+    groups = group_entries(Entry(one.path, str(one.path), one.record) for one in told)
     named = labels(groups)
-    by_path = {str(one.path): one for one in told}
-    found = {named[group.key]: [by_path[entry.name] for entry in group.entries] for group in groups}
-    order = {str(one.path): place for place, one in enumerate(told)}
-    return dict(sorted(found.items(), key=lambda item: min(order[str(one.path)] for one in item[1])))
+    place = {one.path: number for number, one in enumerate(told)}
+    found = {named[group.key]: [told[place[entry.path]] for entry in group.entries] for group in groups}
+    return dict(sorted(found.items(), key=lambda item: min(place[one.path] for one in item[1])))
 
 
 def _classes(split: Split) -> tuple[str, ...]:
     assert split.labels is not None
     known = int(split.labels.max()) + 1
-    return tuple(split.classes[c] if c < len(split.classes) else f"class {c}" for c in range(known))
+    return tuple(class_name(split.classes, label) for label in range(known))

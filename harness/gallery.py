@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from petlbench.datasets.split import Split
+from petlbench.datasets.split import Split, class_name
 from petlbench.harness.gallery_choose import WAYS, Choice, GalleryError, Way, choose
 from petlbench.harness.gallery_data import Told
 from petlbench.harness.metrics import DEFINITION, Ranks
@@ -161,9 +161,14 @@ def _question(told: Sequence[Told], way: Way, place: int, top: int) -> Question:
         others = np.isin(scored.text_ids, scored.text_ids[own]) & (split.owner != place)
         query, truth = picture(split, place), tuple(caption(split, at) for at in own.tolist())
         return Question(way, query, truth, int(others.sum()), sides)
-    owners = set(split.owner[scored.text_ids == scored.text_ids[place]].tolist())
     owner = int(split.owner[place])
-    return Question(way, caption(split, place), (picture(split, owner),), len(owners - {owner}), sides)
+    return Question(way, caption(split, place), (picture(split, owner),), len(_owners(told[0], place) - {owner}), sides)
+
+
+def _owners(told: Told, place: int) -> set[int]:
+    """Pictures that own the string of a caption."""
+    text_ids = told.scored.text_ids
+    return set(told.split.owner[text_ids == text_ids[place]].tolist())
 
 
 def _side(told: Told, way: Way, place: int, top: int) -> Side:
@@ -177,7 +182,7 @@ def _side(told: Told, way: Way, place: int, top: int) -> Side:
             own, twin = split.owner[at] == place, int(scored.text_ids[at]) in strings
             answers.append(caption(split, at, "hit" if own else "duplicate" if twin else None))
     else:
-        owners = set(split.owner[scored.text_ids == scored.text_ids[place]].tolist())
+        owners = _owners(told, place)
         for at in kept[place, :top].tolist():
             right = at == split.owner[place]
             answers.append(picture(split, at, "hit" if right else "duplicate" if at in owners else None))
@@ -197,8 +202,7 @@ def caption(split: Split, place: int, mark: Mark | None = None) -> Item:
 def _class(split: Split, image: int) -> str:
     if split.labels is None or split.labels[image] < 0:
         return ""
-    label = int(split.labels[image])
-    return split.classes[label] if label < len(split.classes) else f"class {label}"
+    return class_name(split.classes, int(split.labels[image]))
 
 
 def _ranks(ranks: Ranks, way: Way) -> np.ndarray:

@@ -12,7 +12,7 @@ from petlbench.datasets.load import load
 from petlbench.datasets.registry import load_card
 from petlbench.datasets.split import DataError, Split
 from petlbench.harness.metrics import METRIC_VERSION, Ranks, recalls
-from petlbench.harness.record import RANKS_SUFFIX, RECORD_SUFFIX, Record, RecordError, read_record
+from petlbench.harness.record import Record, RecordError, ranks_path, read_record
 from petlbench.harness.spec import without_hashes
 
 if TYPE_CHECKING:
@@ -84,6 +84,11 @@ def tell(path: Path, places: Places, top: int = 0) -> Told:
     return Told(path, record, split, scored, ranks, answers, notes)
 
 
+def tell_each(paths: Sequence[Path], places: Places, top: int = 0) -> list[Told]:
+    """:func:`tell` of several records, each with the places of its own backbone and method."""
+    return [tell(path, own, top) for path, own in zip(paths, share_places(places, paths), strict=True)]
+
+
 def share_places(places: Places, paths: Sequence[Path]) -> list[Places]:
     """Places per record: each gets those of its own backbone and method.
 
@@ -153,8 +158,7 @@ def stored_ranks(record: Record, path: Path) -> Ranks:
     Raises:
         RecordError: They are missing, damaged, or of another record.
     """
-    named = record.artifacts.get("ranks")
-    beside = path.with_name(Path(named).name if named else path.name.removesuffix(RECORD_SUFFIX) + RANKS_SUFFIX)
+    beside = ranks_path(path, record)
     try:
         ranks = Ranks.load(beside)
     except FileNotFoundError as error:

@@ -192,7 +192,7 @@ def per_image(ranks: Ranks, rule: str = "index", ks: Sequence[int] = KS) -> NDAr
     if rule not in RULES:
         raise ValueError(f"unknown tie rule {rule!r}; choose one of {', '.join(RULES)}")
     _names(ks)  # checks the cut-offs
-    i2t, t2i = (_hits(ranks, way, rule, ks) for way in ("i2t", "t2i"))
+    i2t, t2i = (hits(ranks, way, rule, ks) for way in ("i2t", "t2i"))
     summed = [np.bincount(ranks.owner, weights=column, minlength=ranks.images) for column in t2i]
     return np.column_stack([*i2t, *summed, np.bincount(ranks.owner, minlength=ranks.images)])
 
@@ -294,7 +294,7 @@ def hit_probability(greater: NDArray, tied: NDArray, positives: NDArray, k: int)
     return 1.0 - miss
 
 
-def _hits(ranks: Ranks, way: str, rule: str, ks: Sequence[int]) -> list[NDArray[np.float64]]:
+def hits(ranks: Ranks, way: str, rule: str = "index", ks: Sequence[int] = KS) -> list[NDArray[np.float64]]:
     """Hits (0, 1 or a probability) of every query of one direction, one array per cut-off."""
     greater, tied = getattr(ranks, f"{way}_greater"), getattr(ranks, f"{way}_tied")
     if rule == "expected":

@@ -203,6 +203,12 @@ def record_path(root: Path, spec: dict[str, Any], spec_id: str) -> Path:
     return root / spec["dataset"]["name"] / spec["method"]["name"] / name
 
 
+def ranks_path(path: Path, record: Record) -> Path:
+    """The file of ranks that lies beside a record."""
+    named = record.artifacts.get("ranks")
+    return path.with_name(Path(named).name if named else path.name.removesuffix(RECORD_SUFFIX) + RANKS_SUFFIX)
+
+
 def write_record(record: Record, path: Path) -> Path:
     """Write atomically: a temporary file beside ``path``, flushed to disk, then renamed over it.
 
@@ -217,11 +223,16 @@ def write_record(record: Record, path: Path) -> Path:
             f"record for {path}: key `{key}` is NaN or infinite, expected a finite number or null; "
             "the trial diverged or a measurement failed, so record it as failed"
         )
-    text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    payload = f"{text}\n".encode()
+    payload = record_bytes(record)
     with room_for("a record", path.parent, len(payload)):
         write_atomically(path, payload)
     return path
+
+
+def record_bytes(record: Record) -> bytes:
+    """The content of a record's file."""
+    text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    return f"{text}\n".encode()
 
 
 def write_atomically(path: Path, payload: bytes) -> None:

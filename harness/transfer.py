@@ -18,7 +18,7 @@ from petlbench.harness.device import device_name
 from petlbench.harness.evaluate import metrics_part
 from petlbench.harness.evaluation import finished, rebuild
 from petlbench.harness.provenance import command_line, now, provenance
-from petlbench.harness.record import RANKS_SUFFIX, RecordError, SplitPart, read_record
+from petlbench.harness.record import RANKS_SUFFIX, Record, RecordError, SplitPart, read_record, record_path
 from petlbench.harness.spec import OWN
 from petlbench.harness.transfer_record import (
     LeftOut,
@@ -75,34 +75,36 @@ class Transfers:
 
     Args:
         target: Of :func:`open_target`.
-        places: Where the sources' data, weights and plugins lie on this machine.
         progress: Told about the comparison of pictures.
     """
 
-    def __init__(self, target: Target, places: Places, progress: Progress = lambda said, done, of: None):
-        self.target, self.places, self.progress = target, places, progress
+    def __init__(self, target: Target, progress: Progress):
+        self.target, self.progress = target, progress
         self._prints: Prints | None = None
         self._near: dict[tuple[str, ...], list[LeftOut]] = {}
 
-    def run(self, path: Path, results: Path) -> tuple[Path, TransferRecord]:
+    def run(self, path: Path, places: Places, results: Path | None = None) -> tuple[Path, TransferRecord]:
         """Build a record's model again, test it, and write the transfer with its ranks.
 
         Args:
             path: The record; its adapter lies beside it.
-            results: Results folder that takes the transfer.
+            places: Where the source's data, weights and plugins lie on this machine.
+            results: Results folder that takes the transfer; None: the one that holds the record.
 
         Returns:
             Where it was written, and what.
 
         Raises:
-            RecordError: The record is unreadable or unfinished, is of the target itself, or needs another record to rank.
+            RecordError: The record is unreadable or unfinished, is of the target itself, needs another record to rank, or
+                lies in no results folder while none is given.
             DataError: Data are missing or changed, or nothing is left of the test split.
             PetlbenchError: The model cannot be built again; as of ``benchmark evaluate``.
         """
         started = now()
         record = finished(read_record(path), path)
         self._check(path, record.spec)
-        rebuilt = rebuild(path, record, self.places)
+        results = results or _home(path, record)
+        rebuilt = rebuild(path, record, places)
         left_out = self._left_out({name: rebuilt.parts.splits[name] for name in SEEN if name in rebuilt.parts.splits})
         test = self._without(left_out)
         part = TargetPart(
@@ -185,6 +187,17 @@ class Transfers:
                 "nothing is left to test on"
             )
         return subset(self.target.test, kept, "test")
+
+
+def _home(path: Path, record: Record) -> Path:
+    """The results folder that a record lies in."""
+    place = path.absolute()
+    inside = record_path(Path(), record.spec, record.spec_id).parent.parts  # DATASET/METHOD
+    if place.parent.parts[-len(inside) :] != inside:
+        raise RecordError(
+            f"{path}: does not lie in {Path(*inside)} of a results folder; say with --results where to write"
+        )
+    return place.parents[len(inside)]
 
 
 def _part(split: Split, references: bool = False) -> SplitPart:

@@ -26,13 +26,15 @@ WRITERS: dict[str, Callable[[Board], str | bytes]] = {
     "json": to_json,
 }
 """Format to writer."""
-_FILES = {"pairs": "board_pairs.csv"}
-"""Formats whose file is not called ``board.FORMAT``."""
 FORMATS = ("md", "csv", "html")
 """What is written where nothing else is asked for."""
 
 
-@collector_paused()
+def file_name(name: str) -> str:
+    """Of the file of a format."""
+    return "board_pairs.csv" if name == "pairs" else f"board.{name}"
+
+
 def write_board(
     results: Path | Board,
     out_dir: Path,
@@ -43,8 +45,7 @@ def write_board(
 ) -> list[Path]:
     """Write ``board.md``, ``board.csv``, ... atomically; equal records give equal bytes.
 
-    Every format is rendered before the first file is written, so that an error leaves the old files as they were. A page
-    in the results folder or below it links to the records.
+    Every format is rendered before the first file is written, so that an error leaves the old files as they were.
 
     Args:
         results: Folder of records, or a board that was built already.
@@ -65,15 +66,25 @@ def write_board(
     if unknown:
         raise ValueError(f"unknown board format {unknown[0]!r}; choose from {', '.join(WRITERS)}")
     board = results if isinstance(results, Board) else build_board(results, options)
+    rendered = render_board(board, out_dir, formats, figures)
+    for path, payload in rendered.items():
+        write_atomically(path, payload)
+    return list(rendered)
+
+
+@collector_paused()
+def render_board(
+    board: Board, out_dir: Path, formats: Sequence[str] = FORMATS, figures: Sequence[Figure] = ()
+) -> dict[Path, bytes]:
+    """File to content, of a board that lies in ``out_dir``; writes nothing.
+
+    A page in the results folder or below it links to the records. Arguments and errors as of :func:`write_board`.
+    """
     rendered = {}
     for name in formats:
         if name == "html":
             content: str | bytes = render_html(board, records=records_from(out_dir, board), figures=figures)
         else:
             content = WRITERS[name](board)
-        rendered[out_dir / _FILES.get(name, f"board.{name}")] = (
-            content.encode() if isinstance(content, str) else content
-        )
-    for path, payload in rendered.items():
-        write_atomically(path, payload)
-    return list(rendered)
+        rendered[out_dir / file_name(name)] = content.encode() if isinstance(content, str) else content
+    return rendered

@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from petlbench.harness.metrics import KS, Ranks
+from petlbench.datasets.split import class_name
+from petlbench.harness.metrics import KS, Ranks, hits
 from petlbench.leaderboard.load import METRICS
 
 By = Literal["class", "length", "duplicates"]
@@ -90,9 +91,10 @@ def by_class(owner: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> Gro
         classes: Names.
     """
     owner, labels = np.asarray(owner), np.asarray(labels)
-    present = sorted(set(labels.tolist()), key=lambda label: (label < 0, label))
-    names = tuple(UNKNOWN if c < 0 else classes[c] if c < len(classes) else f"class {c}" for c in present)
-    images = np.array([present.index(label) for label in labels.tolist()], dtype=np.int64)
+    known = np.where(labels < 0, np.iinfo(np.int64).max, labels)  # unknown ones come last
+    present, images = np.unique(known, return_inverse=True)
+    unknown = bool((labels < 0).any())
+    names = (*(class_name(classes, c) for c in present[: len(present) - unknown].tolist()), *[UNKNOWN] * unknown)
     return Grouping(names, images, images[owner], "Pictures by scene class, captions by the class of their picture.")
 
 
@@ -136,14 +138,13 @@ def by_duplicates(owner: ArrayLike, text_ids: ArrayLike) -> Grouping:
     np.minimum.at(rarest, owner, owners)
     bounds = np.array([low for low, _ in COPIES])
     of_captions, of_images = (np.searchsorted(bounds, counted, side="right") - 1 for counted in (owners, rarest))
-    used = sorted(set(of_captions.tolist()) | set(of_images.tolist()))
-    place = {group: number for number, group in enumerate(used)}
-    renumber = np.vectorize(place.__getitem__, otypes=[np.int64])
+    used = np.union1d(of_captions, of_images)
     said = (
         "Captions by the number of pictures that own the same string (above 1, a strict hit is partly luck), pictures by that "
         "of their most distinctive caption."
     )
-    return Grouping(tuple(_named(*COPIES[g]) for g in used), renumber(of_images), renumber(of_captions), said)
+    names = tuple(_named(*COPIES[group]) for group in used)
+    return Grouping(names, np.searchsorted(used, of_images), np.searchsorted(used, of_captions), said)
 
 
 def break_down(ranks: Sequence[Ranks], grouping: Grouping, rule: str = "index") -> list[Part]:
@@ -165,7 +166,7 @@ def break_down(ranks: Sequence[Ranks], grouping: Grouping, rule: str = "index") 
         if (one.images, one.captions) != (len(grouping.images), len(grouping.captions)):
             raise ValueError(f"ranks of {one.images} pictures and {one.captions} captions do not fit the grouping")
     owner = ranks[0].owner
-    image_hits, caption_hits = (np.mean([_hits(one, way, rule) for one in ranks], axis=0) for way in ("i2t", "t2i"))
+    image_hits, caption_hits = (np.mean([hits(one, way, rule) for one in ranks], axis=0) for way in ("i2t", "t2i"))
     parts = []
     for number, name in [*enumerate(grouping.names), (None, "all")]:
         images = np.full(len(grouping.images), True) if number is None else grouping.images == number
@@ -174,24 +175,23 @@ def break_down(ranks: Sequence[Ranks], grouping: Grouping, rule: str = "index") 
     return parts
 
 
-def wilson(share: float, n: int, z: float = Z) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927), which stays within 0 and 1 and has a width at 0 and 1 too.
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % score interval of a proportion (Wilson 1927), which stays within 0 and 1 and has a width at 0 and 1 too.
 
     ``(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)``
 
     Args:
         share: p, 0 to 1; a mean of values between 0 and 1 is taken for a proportion, which can only widen the interval.
         n: Independent observations, at least 1.
-        z: Of the level.
 
     Raises:
         ValueError: No observations, or no share.
     """
     if n < 1 or not 0 <= share <= 1:
         raise ValueError(f"an interval needs at least one observation and a share from 0 to 1, not {n} and {share}")
-    centre = share + z * z / (2 * n)
-    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
+    centre = share + Z * Z / (2 * n)
+    half = Z * np.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    scale = 1 + Z * Z / n
     return max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale))
 
 
@@ -222,9 +222,9 @@ def confusion(ranks: Sequence[Ranks], labels: ArrayLike, way: Literal["i2t", "t2
 
 def _part(name: str, images: NDArray[np.float64], captions: NDArray[np.float64], owners: int) -> Part:
     cells: dict[str, Cell] = {}
-    for way, hits, n in (("i2t", images, images.shape[1]), ("t2i", captions, owners)):
+    for way, found, n in (("i2t", images, images.shape[1]), ("t2i", captions, owners)):
         if n:
-            cells |= {f"{way}_r{k}": _cell(float(row.mean()), n) for k, row in zip(KS, hits, strict=True)}
+            cells |= {f"{way}_r{k}": _cell(float(row.mean()), n) for k, row in zip(KS, found, strict=True)}
     if len(cells) == len(METRICS) - 1:
         cells["mR"] = _cell(float(np.mean([cell.value for cell in cells.values()])) / 100, min(images.shape[1], owners))
     return Part(name, images.shape[1], captions.shape[1], owners, cells)
@@ -233,18 +233,6 @@ def _part(name: str, images: NDArray[np.float64], captions: NDArray[np.float64],
 def _cell(share: float, n: int) -> Cell:
     low, high = wilson(min(share, 1.0), n)
     return Cell(100 * share, 100 * low, 100 * high)
-
-
-def _hits(ranks: Ranks, way: str, rule: str) -> NDArray[np.float64]:
-    """(L, Q) hits, 0 or 1."""
-    greater = getattr(ranks, f"{way}_greater")
-    rank = {
-        "index": getattr(ranks, f"{way}_index"),
-        "optimistic": greater,
-        "pessimistic": greater + getattr(ranks, f"{way}_tied"),
-        "duplicate_aware": getattr(ranks, f"{way}_duplicate"),
-    }[rule]
-    return np.array([rank < k for k in KS], dtype=np.float64)
 
 
 def _spread(values: NDArray[np.float64]) -> str:

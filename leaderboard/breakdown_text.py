@@ -147,9 +147,10 @@ def pairs(found: Breakdown, method: Method, way: str, most: int = CONFUSED) -> l
 
 def _pairs(found: Breakdown, method: Method, way: str) -> Iterator[Pair]:
     for i, row in enumerate(method.confused[way].tolist()):
+        asked = sum(row)
         for j, queries in enumerate(row):
             if i != j and queries:
-                yield Pair(found.classes[i], found.classes[j], queries, 100 * queries / sum(row))
+                yield Pair(found.classes[i], found.classes[j], queries, 100 * queries / asked)
 
 
 def _pair(pair: Pair) -> str:
@@ -158,6 +159,4 @@ def _pair(pair: Pair) -> str:
 
 
 def _cell(value: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
-    plain = text.plain(value)
-    return f"'{plain}" if plain.startswith(("=", "+", "-", "@")) else plain
+    return text.defused(text.plain(value))

@@ -10,7 +10,7 @@ from petlbench.leaderboard.group import Group, labels
 from petlbench.leaderboard.load import METRICS
 from petlbench.leaderboard.protocol_gaps import Gap, Ours, gaps
 from petlbench.leaderboard.published import PublishedRow, base_name
-from petlbench.leaderboard.statistics import mean_sd
+from petlbench.leaderboard.row import over_seeds
 
 TOLERANCE = 2.0
 """Points of mR. Seeds alone move mR by 0.5 to 1.5 points on these sets, and published recipes are incomplete."""
@@ -154,16 +154,15 @@ def _numbers(groups: Sequence[Group]) -> list[Ours]:
     named = labels(groups)
     found = []
     for group in groups:
-        tests = [entry.record.metrics["test"].recalls for entry in group.entries]
-        spread = {metric: mean_sd([test[metric] for test in tests]) for metric in METRICS}
+        means, deviations = over_seeds([entry.record.metrics["test"] for entry in group.entries])
         params = group.entries[0].record.params
         assert params is not None
         found.append(
             Ours(
                 group=group,
                 label=named[group.key],
-                mean={metric: value for metric, (value, _) in spread.items()},
-                sd={metric: sd for metric, (_, sd) in spread.items()},
+                mean=means,
+                sd=deviations,
                 trained=params.trained,
             )
         )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
+from petlbench.leaderboard import text
 from petlbench.leaderboard.frame import to_frame
 from petlbench.leaderboard.pairs_frame import pairs_to_frame
 from petlbench.leaderboard.table import Board
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def render_csv(board: Board) -> str:
@@ -27,8 +24,5 @@ def render_pairs(board: Board) -> str:
 
 
 def _to_csv(frame: pd.DataFrame) -> str:
-    return frame.map(_defused).to_csv(index=False, lineterminator="\n")
-
-
-def _defused(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+    safe = frame.map(lambda cell: text.defused(cell) if isinstance(cell, str) else cell)
+    return safe.to_csv(index=False, lineterminator="\n")

@@ -6,11 +6,9 @@ pictures, and no script at all. The pictures were made anew from pixels.
 
 from __future__ import annotations
 
-from markupsafe import Markup
-
 from petlbench.harness.gallery import Gallery
 from petlbench.harness.gallery_choose import Way
-from petlbench.leaderboard.html_parts import digest, embedded, environment, source
+from petlbench.leaderboard.html_parts import embedded, render_page
 
 HEADINGS: dict[Way, str] = {
     "i2t": "Image to text: which caption belongs to the picture?",
@@ -28,21 +26,14 @@ MARKS = {
 
 def render_gallery(gallery: Gallery) -> str:
     """The whole page; equal galleries give equal text."""
-    style = source("gallery.css")
-    policy = f"default-src 'none'; style-src '{digest(style)}'; img-src data:; base-uri 'none'; form-action 'none'"
     sections = [
         (heading, [question for question in gallery.questions if question.way == way])
         for way, heading in HEADINGS.items()
     ]
-    return (
-        environment()
-        .get_template("gallery.html")
-        .render(
-            policy=policy,
-            style=Markup(style),  # ours, from the package
-            gallery=gallery,
-            sections=[(heading, questions) for heading, questions in sections if questions],
-            pictures={place: embedded("image/jpeg", jpeg) for place, jpeg in gallery.thumbnails.items()},
-            marks=MARKS,
-        )
+    return render_page(
+        "gallery",
+        gallery=gallery,
+        sections=[(heading, questions) for heading, questions in sections if questions],
+        pictures={place: embedded("image/jpeg", jpeg) for place, jpeg in gallery.thumbnails.items()},
+        marks=MARKS,
     )

@@ -63,8 +63,8 @@ def _row(question: Question) -> _Row:
         return _Row(question, query, [], max(0.3 + _LINE * len(query) + _THUMB + 0.3, 0.6 + _across(question)[1]))
     width = _QUERY - _THUMB - 0.2
     query = [line for item in question.truth[:_TRUTHS] for line in _lines(f"✓ {item.text}", width, 3, _SMALL)]
-    if more := len(question.truth) - _TRUTHS:
-        query += [f"and {more} more"] if more > 0 else []
+    if (more := len(question.truth) - _TRUTHS) > 0:
+        query.append(f"and {more} more")
     sides = [[_lines(_answer(n, item), _SIDE - 0.15, 3) for n, item in enumerate(s.answers, 1)] for s in question.sides]
     tallest = max(sum(_LINE * len(lines) + 0.09 for lines in side) for side in sides)
     return _Row(question, query, sides, max(0.45 + _THUMB, 0.4 + _SMALL_LINE * len(query), 0.6 + tallest))

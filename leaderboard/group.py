@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -142,9 +142,9 @@ def labels(groups: Sequence[Group]) -> dict[str, str]:
             differing = [key for key in differing if not key.startswith(_SHORTLIST)]
         short = _shorten(differing)
         texts = {key: _describe(method, values, differing, short) for key, values in flat.items()}
-        repeated = {text for text in texts.values() if list(texts.values()).count(text) > 1}
+        times = Counter(texts.values())
         for key, text in texts.items():
-            result[key] = f"{text} #{key[:6]}" if text in repeated else text
+            result[key] = f"{text} #{key[:6]}" if times[text] > 1 else text
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from petlbench.leaderboard.load import METRICS, Entry
 from petlbench.leaderboard.markdown import marks
 from petlbench.leaderboard.pairwise_text import explain_pairs, list_groups
 from petlbench.leaderboard.row import Row
+from petlbench.leaderboard.scoring import KINDS
 from petlbench.leaderboard.table import Board, Table
-
-SCORINGS = {"embeddings": "dot product", "pairs": "every pair", "two_stage": "top-k of a first stage"}
 
 
 class Cell(NamedTuple):
@@ -102,13 +100,8 @@ def views(board: Board, linked: Callable[[str], str | None]) -> list[TableView]:
         board: Of :func:`petlbench.leaderboard.table.build_board`.
         linked: A record's name to where the page finds it, see :func:`below`.
     """
-    taken: Counter[str] = Counter()
-    result = []
-    for table in board.tables:
-        slug = "table-" + re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
-        taken[slug] += 1
-        result.append(_table(table, slug if taken[slug] == 1 else f"{slug}-{taken[slug]}", linked))
-    return result
+    anchors = text.slugs(table.title for table in board.tables)
+    return [_table(table, f"table-{anchor}", linked) for table, anchor in zip(board.tables, anchors, strict=True)]
 
 
 def failures(board: Board, linked: Callable[[str], str | None]) -> list[FailureView]:
@@ -210,5 +203,5 @@ def options(tables: Sequence[TableView]) -> dict[str, list[tuple[str, str]]]:
         "dataset": [(name, name) for name in sorted({table.dataset for table in tables})],
         "backbone": [(name, name) for name in sorted({table.backbone for table in tables})],
         "rule": [(name, name) for name in sorted({table.rule for table in tables})],
-        "scoring": [(key, words) for key, words in SCORINGS.items() if key in used],
+        "scoring": [(key, words) for key, words in KINDS.items() if key in used],
     }

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from markupsafe import Markup
-
 from petlbench.harness.metrics import DEFINITION, METRIC_VERSION
 from petlbench.leaderboard.html_columns import COLUMNS, INTERVAL, MR
-from petlbench.leaderboard.html_parts import digest, embedded, environment, source
+from petlbench.leaderboard.html_parts import embedded, render_page
 from petlbench.leaderboard.html_view import below, failures, headers, options, views
 from petlbench.leaderboard.interval_bar import HEIGHT, WIDTH
 from petlbench.leaderboard.markdown import NAMES
@@ -44,35 +42,29 @@ def render_html(board: Board, *, records: str | None = None, figures: Sequence[F
     """
     linked = below(records)
     tables = views(board, linked)
-    style, script = source("board.css"), source("board.js")
-    return (
-        environment()
-        .get_template("board.html")
-        .render(
-            policy=_policy(style, script),
-            style=Markup(style),  # ours, from the package
-            script=Markup(script),  # ours, from the package
-            counted=counted(board),
-            unreadable=unreadable(board),
-            separate=SEPARATE,
-            no_trial=NO_TRIAL,
-            see_reasons=SEE_REASONS,
-            tables=tables,
-            options=options(tables),
-            headers=headers(),
-            mr=MR,
-            interval=INTERVAL,
-            columns=COLUMNS,
-            heading=HEADING,
-            names=list(NAMES.values()),
-            width=WIDTH,
-            height=HEIGHT,
-            figures=[(figure.table, figure.caption, embedded("image/svg+xml", figure.svg)) for figure in figures],
-            failures=failures(board, linked),
-            problems=problem_lines(board),
-            definition=DEFINITION,
-            metric_version=METRIC_VERSION,
-        )
+    return render_page(
+        "board",
+        with_script=True,
+        counted=counted(board),
+        unreadable=unreadable(board),
+        separate=SEPARATE,
+        no_trial=NO_TRIAL,
+        see_reasons=SEE_REASONS,
+        tables=tables,
+        options=options(tables),
+        headers=headers(),
+        mr=MR,
+        interval=INTERVAL,
+        columns=COLUMNS,
+        heading=HEADING,
+        names=list(NAMES.values()),
+        width=WIDTH,
+        height=HEIGHT,
+        figures=[(figure.table, figure.caption, embedded("image/svg+xml", figure.svg)) for figure in figures],
+        failures=failures(board, linked),
+        problems=problem_lines(board),
+        definition=DEFINITION,
+        metric_version=METRIC_VERSION,
     )
 
 
@@ -91,17 +83,3 @@ def records_from(page_folder: Path, board: Board) -> str | None:
     if not folder.is_relative_to(root):
         return None
     return "../" * len(folder.relative_to(root).parts)
-
-
-def _policy(style: str, script: str) -> str:
-    """A Content-Security-Policy: nothing from elsewhere, no inline handlers, no style attributes, one script."""
-    return "; ".join(
-        (
-            "default-src 'none'",
-            f"script-src '{digest(script)}'",
-            f"style-src '{digest(style)}'",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
-    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from petlbench.leaderboard import text
@@ -32,14 +30,8 @@ def render_latex(board: Board) -> str:
     The text is meant for ``\input``; its first lines say which packages it needs. Everything that comes from records is
     escaped.
     """
-    taken: Counter[str] = Counter()
-    blocks = []
-    for table in board.tables:
-        slug = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
-        taken[slug] += 1
-        blocks.append(_table(table, slug if taken[slug] == 1 else f"{slug}-{taken[slug]}"))
-    if not blocks:
-        blocks.append(f"% {NO_TRIAL}")
+    slugs = text.slugs(table.title for table in board.tables)
+    blocks = [_table(table, slug) for table, slug in zip(board.tables, slugs, strict=True)] or [f"% {NO_TRIAL}"]
     header = [_HEADER]
     if beyond := foreign("".join(blocks)):
         header.append(_FOREIGN.format(" ".join(f"U+{ord(c):04X}" for c in beyond[:20])))

@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from petlbench.harness.metrics import DEFINITION, METRIC_VERSION
 from petlbench.leaderboard import text
+from petlbench.leaderboard.emphasis import Top, tops
 from petlbench.leaderboard.explain import FEW_SEEDS, SEEDS_OVERLAP, WITHIN_NOISE
 from petlbench.leaderboard.load import METRICS
 from petlbench.leaderboard.pairwise import Pairwise
@@ -64,7 +65,7 @@ def _summary(board: Board) -> str:
 
 def _table(table: Table) -> list[str]:
     facts = "\n".join(f"- **{term}**: {text.markdown(said)}" for term, said in table.facts)
-    best = {metric: max(row.mean[metric] for row in table.rows) for metric in METRICS}
+    best = tops(table.rows)
     body = [_cells(row, best) for row in table.rows]
     for reference in table.references:
         recalls = [text.percent(reference.recalls.get(metric)) for metric in METRICS]
@@ -85,9 +86,11 @@ def _pairs(pairs: Pairwise) -> list[str]:
     return [f"**{HEADING}.** {text.markdown(explain_pairs(pairs))}", lines]
 
 
-def _cells(row: Row, best: dict[str, float]) -> list[str]:
+def _cells(row: Row, best: dict[str, Top]) -> list[str]:
     shown = {metric: text.spread(row.mean[metric], row.sd[metric]) for metric in METRICS}
-    recalls = [f"**{cell}**" if row.mean[metric] == best[metric] else cell for metric, cell in shown.items()]
+    recalls = [
+        f"**{cell}**" if best[metric].place(row.mean[metric]) == "best" else cell for metric, cell in shown.items()
+    ]
     name = f"{text.markdown(row.label)} {marks(row)}".rstrip()
     sizes = [cell(row) for _, cell in _COLUMNS]
     return [str(row.rank), name, text.markdown(row.title), *recalls, text.interval(row.interval), str(row.n), *sizes]

@@ -68,6 +68,7 @@ def compare_rows(rows: Sequence[Row], options: Options | None = None) -> Pairwis
     compared = tuple(measured[:MAX_ROWS])
     if len(compared) < 2:
         return None
+    shown = {row.group.key for row in compared}
     scores = statistics.image_scores(np.stack([row.contributions for row in compared if row.contributions is not None]))
     upper = np.triu_indices(len(compared), 1)
     flips = enough_flips(len(upper[0]), options.flips)
@@ -77,7 +78,7 @@ def compare_rows(rows: Sequence[Row], options: Options | None = None) -> Pairwis
     means = np.array([row.mean["mR"] for row in compared])
     return Pairwise(
         rows=compared,
-        left_out=tuple(row for row in rows if row not in compared),
+        left_out=tuple(row for row in rows if row.group.key not in shown),
         images=scores.shape[1],
         flips=flips,
         difference=means[:, None] - means,

@@ -11,7 +11,7 @@ from petlbench.harness.record import Record
 from petlbench.leaderboard import text
 from petlbench.leaderboard.group import Group
 from petlbench.leaderboard.published import PublishedRow, parameters
-from petlbench.leaderboard.statistics import mean_sd
+from petlbench.leaderboard.statistics import mean
 
 UNSTATED = "not stated"
 _CHOSEN = {"val": "best_val", "test": "test_max", "last": "last", "none": "none"}
@@ -97,7 +97,7 @@ def _data(row: PublishedRow, ours: Ours) -> list[Gap]:
     test = data.splits["test"]
     mine = f"{test.images:,} images, {test.captions:,} captions"
     if row.split is None:
-        return [Gap("test split", UNSTATED, mine)]
+        return [Gap("test split", UNSTATED, mine, blocks=True)]
     found = []
     if (row.split.test_images, row.split.test_captions) != (test.images, test.captions):
         theirs = f"{row.split.test_images:,} images, {row.split.test_captions:,} captions"
@@ -121,10 +121,9 @@ def _backbone(row: PublishedRow, ours: Ours) -> list[Gap]:
         found.append(Gap("weights", theirs.weights or UNSTATED, source, blocks=True))
     for key, unit in (("activation", ""), ("resolution", " px")):
         wanted, has = getattr(theirs, key), mine.get(key)
-        if wanted is None:
-            found.append(Gap(key, UNSTATED, f"{has}{unit}"))
-        elif wanted != has:
-            found.append(Gap(key, f"{wanted}{unit}", f"{has}{unit}", blocks=True))
+        if wanted is None or wanted != has:
+            stated = UNSTATED if wanted is None else f"{wanted}{unit}"
+            found.append(Gap(key, stated, f"{has}{unit}", blocks=True))
     return found
 
 
@@ -175,7 +174,7 @@ def _under(tests: Sequence[Any], rule: str) -> float | None:
     values = [
         test.recalls["mR"] if test.tie_rule == rule else test.other_rules.get(rule, {}).get("mR") for test in tests
     ]
-    return None if any(value is None for value in values) else mean_sd(values)[0]
+    return None if any(value is None for value in values) else mean(values)
 
 
 def _images(count: int | None, otherwise: str = UNSTATED) -> str:

@@ -133,22 +133,32 @@ def _load(folder: Path) -> list[PublishedRow]:
 def declared(name: str, title: str, published: Iterable[Any]) -> list[PublishedRow]:
     """Rows that a method declares in its own file, as rows of a source called after it.
 
-    They name no backbone and no counts of a split, so nothing of ours is comparable with them without more.
-
     Args:
         name: Registered name of the method.
         title: Its title.
         published: Of :class:`petlbench.methods.base.Published`, not imported here because that needs torch.
+
+    Raises:
+        PublishedError: A row breaks the schema of the files; the message names method, source and key.
     """
     rows = []
     for one in published:
-        i2t, t2i = tuple(one.values[:3]), tuple(one.values[3:])
-        row = TableRow(method=title, ours=name, params=one.trainable or None, i2t=i2t, t2i=t2i)
+        where = f"method {name}, published row of {one.source}"
+        told = {
+            "method": title,
+            "ours": name,
+            "params": one.trainable or None,
+            "i2t": one.values[:3],
+            "t2i": one.values[3:],
+        }
+        try:
+            row = checked(TableRow, told, where)
+            known = checked(PublishedBackbone, one.backbone, where, prefix=("backbone",))
+            split = checked(PublishedSplit, one.split, where, prefix=("split",)) if one.split else None
+        except ValueError as error:
+            raise PublishedError(str(error)) from error
         mark: Mark = "seen" if one.seen else "recalled"
-        nothing = PublishedBackbone()
-        rows.append(
-            PublishedRow(name, one.source, one.source, "", one.dataset, None, row, nothing, mark, one.selection)
-        )
+        rows.append(PublishedRow(name, one.source, one.source, "", one.dataset, split, row, known, mark, one.selection))
     return rows
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from petlbench.errors import PetlbenchError
 from petlbench.harness.metrics import Ranks
-from petlbench.harness.record import SCHEMA, Record, record_path, write_atomically
+from petlbench.harness.record import SCHEMA, record_bytes, record_path, write_atomically
 from petlbench.leaderboard.load import Entry
 from petlbench.leaderboard.results_diff import changes
 from petlbench.leaderboard.results_validate import validate
@@ -169,10 +169,5 @@ def _files(step: Step) -> list[tuple[Path, bytes]]:
         files.append((step.target.with_name(source.ranks_path.name), source.ranks_path.read_bytes()))
     payload = source.path.read_bytes()
     if json.loads(payload)["schema_version"] != SCHEMA:
-        payload = _current(source.record)
+        payload = record_bytes(source.record)
     return [*files, (step.target, payload)]
-
-
-def _current(record: Record) -> bytes:
-    text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    return f"{text}\n".encode()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from petlbench.harness.metrics import Ranks, recalls
 from petlbench.harness.record import (
     RANKS_SUFFIX,
     RECORD_SUFFIX,
@@ -23,8 +21,13 @@ from petlbench.harness.record import (
     record_path,
 )
 from petlbench.harness.spec import TrialSpec
-from petlbench.leaderboard.load import Entry, Problem, load_records
+from petlbench.leaderboard.entry_ranks import disagreements, read_ranks
+from petlbench.leaderboard.load import Entry, Problem, joined, load_records
+from petlbench.leaderboard.table import Board, make_board
 from petlbench.leaderboard.transfer import check_transfers, load_transfers
+
+if TYPE_CHECKING:
+    from petlbench.leaderboard.html_writer import Figure
 
 OTHER_FOLDERS = {"schema", "boards", "experiments", "scratch", "search", "plots", "gallery", "transfer"}
 """Folders of a results folder that hold no records meant for a board."""
@@ -58,7 +61,7 @@ def validate(root: Path, *, board: bool = False) -> Report:
 
     Args:
         root: Folder of records.
-        board: Also check that the board files in it are what the records produce.
+        board: Also check that the board files in it are what the records produce; plots are taken as they lie there.
 
     Raises:
         FileNotFoundError: ``root`` is not a folder.
@@ -75,9 +78,10 @@ def validate(root: Path, *, board: bool = False) -> Report:
         said = [*_names(root, entry), *_agreement(entry), *_ranks(entry, owners)]
         report.problems.extend(Problem(entry.name, message) for message in said)
     report.problems.extend(_strays(root, loaded.entries))
-    report.problems.extend(check_transfers(root, load_transfers(root)))
+    transfers = load_transfers(root)
+    report.problems.extend(check_transfers(root, transfers))
     if board:
-        report.problems.extend(_boards(root))
+        report.problems.extend(_boards(root, make_board(joined(loaded, transfers))))
     report.problems.sort(key=lambda problem: (problem.name, problem.message))
     return report
 
@@ -138,45 +142,25 @@ def _agreement(entry: Entry) -> Iterator[str]:
 
 def _ranks(entry: Entry, owners: dict[str, tuple[str, Any]]) -> Iterator[str]:
     """The ranks beside a finished record give its recalls, under every tie rule that it states."""
-    record, path = entry.record, entry.ranks_path
+    record = entry.record
     if record.status != "ok":
         return
-    if not path.is_file():
-        yield f"{path}: the ranks of {entry.name} are missing; {_AGAIN}"
-        return
     try:
-        ranks = Ranks.load(path)
+        ranks = read_ranks(entry)
     except (OSError, ValueError) as error:
         yield str(error)
         return
+    test = record.metrics["test"]
+    yield from disagreements(entry, ranks, test.tie_rule, test.recalls)
+    for rule, stated in sorted(test.other_rules.items()):
+        yield from disagreements(entry, ranks, rule, stated, f"other_rules.{rule}")
     assert record.data is not None  # load_records lets no record of status ok through without it
     split = record.data.splits["test"]
-    if (ranks.images, ranks.captions) != (split.images, split.captions):
-        yield (
-            f"{path}: ranks of {ranks.images} images and {ranks.captions} captions, but key `data.splits.test` of the "
-            f"record says {split.images} and {split.captions}; {_AGAIN}"
-        )
-        return
-    test = record.metrics["test"]
-    for rule, place, stated in (
-        (test.tie_rule, "recalls", test.recalls),
-        *((rule, f"other_rules.{rule}", values) for rule, values in sorted(test.other_rules.items())),
-    ):
-        try:
-            given = recalls(ranks, rule)
-        except ValueError as error:
-            yield f"{entry.path}: key `metrics.test.{place}`: {error}; {_AGAIN}"
-            continue
-        for metric, value in given.items():
-            if metric not in stated or abs(value - stated[metric]) > 1e-6:
-                yield (
-                    f"{path}: the ranks give {metric} {value:.6f}, but key `metrics.test.{place}.{metric}` of the record "
-                    f"says {stated.get(metric)}; the two files are of different trials, {_AGAIN}"
-                )
     first, owner = owners.setdefault(split.sha256, (entry.name, ranks.owner))
     if not np.array_equal(owner, ranks.owner):
         yield (
-            f"{path}: array `owner` differs from that of {first}, though both records state the same test split; {_AGAIN}"
+            f"{entry.ranks_path}: array `owner` differs from that of {first}, though both records state the same test "
+            f"split; {_AGAIN}"
         )
 
 
@@ -241,21 +225,27 @@ def _looks_like_record(path: Path) -> bool:
     return isinstance(payload, dict) and "spec_id" in payload
 
 
-def _boards(root: Path) -> Iterator[Problem]:
+def _boards(root: Path, board: Board) -> Iterator[Problem]:
     """Board files that are there, against those that the records give."""
-    from petlbench.leaderboard.board import WRITERS, write_board
+    from petlbench.leaderboard.board import WRITERS, file_name, render_board
 
-    # The page has links that depend on where it lies, and figures that it was given; its numbers are those of the table.
-    formats = [name for name in WRITERS if name != "html" and (root / f"board.{name}").is_file()]
-    if not formats:
+    there = [name for name in WRITERS if (root / file_name(name)).is_file()]
+    if not there:
         yield Problem(
             "board.md", f"{root / 'board.md'}: there is no board; run `benchmark leaderboard --results {root}`"
         )
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for fresh in write_board(root, Path(folder), formats=formats):
-            if fresh.read_bytes() != (old := root / fresh.name).read_bytes():
-                yield Problem(
-                    fresh.name,
-                    f"{old}: is not what the records produce; run `benchmark leaderboard --results {root}` and commit it",
-                )
+    for path, fresh in render_board(board, root, there, _shown(root / file_name("html"), board)).items():
+        if fresh != path.read_bytes():
+            yield Problem(
+                path.name,
+                f"{path}: is not what the records produce; run `benchmark leaderboard --results {root}` and commit it",
+            )
+
+
+def _shown(page: Path, board: Board) -> Sequence[Figure]:
+    """The plots that a page was given: they lie beside it, and what they show is no matter of the page."""
+    if not page.is_file() or b"<figure>" not in page.read_bytes():
+        return ()
+    from petlbench.leaderboard.plots.write import page_figures
+
+    return page_figures(board, page.parent)

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from petlbench.harness.metrics import RULES, Ranks, per_image, recalls
-from petlbench.harness.record import CostPart, ParamsPart, QueryPart, Record
+from petlbench.harness.metrics import RULES, per_image
+from petlbench.harness.record import CostPart, MetricsPart, ParamsPart, QueryPart, Record
 from petlbench.harness.record_scoring import TwoStagePart
+from petlbench.leaderboard.entry_ranks import disagreements, read_ranks
 from petlbench.leaderboard.group import Group
-from petlbench.leaderboard.load import METRICS, Entry, Problem
+from petlbench.leaderboard.load import METRICS, Problem
 from petlbench.leaderboard.scoring import mean_query, mean_two_stage
 from petlbench.leaderboard.statistics import mean, mean_sd
 
@@ -96,7 +97,7 @@ def make_row(group: Group, label: str) -> tuple[Row, list[Problem]]:
     """Aggregate a group; what is wrong with its ranks files comes back as problems."""
     records = [entry.record for entry in group.entries]
     tests = [record.metrics["test"] for record in records]
-    spread = {metric: mean_sd([test.recalls[metric] for test in tests]) for metric in METRICS}
+    means, deviations = over_seeds(tests)
     shared = set.intersection(*(set(test.other_rules) for test in tests)) - {group.setting.tie_rule}
     params = [_present(record.params) for record in records]
     costs = [_present(record.cost) for record in records]
@@ -107,8 +108,8 @@ def make_row(group: Group, label: str) -> tuple[Row, list[Problem]]:
         group=group,
         label=label,
         title=records[0].method.title,
-        mean={metric: value for metric, (value, _) in spread.items()},
-        sd={metric: sd for metric, (_, sd) in spread.items()},
+        mean=means,
+        sd=deviations,
         other_rules={
             rule: {m: mean([test.other_rules[rule][m] for test in tests]) for m in METRICS}
             for rule in sorted(shared, key=lambda r: (RULES.index(r) if r in RULES else len(RULES), r))
@@ -134,6 +135,12 @@ def make_row(group: Group, label: str) -> tuple[Row, list[Problem]]:
     return row, problems
 
 
+def over_seeds(tests: Sequence[MetricsPart]) -> tuple[dict[str, float], dict[str, float | None]]:
+    """Mean and sample standard deviation of every recall, percent."""
+    spread = {metric: mean_sd([test.recalls[metric] for test in tests]) for metric in METRICS}
+    return {m: value for m, (value, _) in spread.items()}, {m: sd for m, (_, sd) in spread.items()}
+
+
 def cost_conditions(record: Record) -> dict[str, Any]:
     """What must agree for cost columns to be comparable."""
     cost: CostPart = _present(record.cost)
@@ -153,7 +160,9 @@ def _contributions(group: Group) -> tuple[NDArray[np.float64] | None, NDArray[np
     owner: NDArray[np.int32] | None = None
     for entry in group.entries:
         try:
-            ranks = _ranks(entry, rule)
+            ranks = read_ranks(entry)
+            if wrong := next(disagreements(entry, ranks, rule, entry.record.metrics["test"].recalls), None):
+                raise ValueError(wrong)
             if owner is not None and not np.array_equal(owner, ranks.owner):
                 raise ValueError(f"{entry.ranks_path}: array `owner` differs from that of the row's other seeds")
         except (OSError, ValueError) as error:  # collected here, shown by the caller and counted on the board
@@ -165,31 +174,6 @@ def _contributions(group: Group) -> tuple[NDArray[np.float64] | None, NDArray[np
     if problems or total is None:
         return None, None, problems
     return total / len(group.entries), owner, []
-
-
-def _ranks(entry: Entry, rule: str) -> Ranks:
-    """The ranks beside a record, checked against it."""
-    path, record = entry.ranks_path, entry.record
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: the ranks of {entry.name} are missing, so its row has no interval; restore the file from version "
-            "control, or run the trial again"
-        )
-    ranks = Ranks.load(path)
-    test = _present(record.data).splits["test"]
-    if (ranks.images, ranks.captions) != (test.images, test.captions):
-        raise ValueError(
-            f"{path}: ranks of {ranks.images} images and {ranks.captions} captions, but key `data.splits.test` of the "
-            f"record says {test.images} and {test.captions}; the two files are of different trials, run the trial again"
-        )
-    for metric, value in recalls(ranks, rule).items():
-        stated = record.metrics["test"].recalls[metric]
-        if abs(value - stated) > 1e-6:
-            raise ValueError(
-                f"{path}: the ranks give {metric} {value:.6f}, but key `metrics.test.recalls.{metric}` of the record "
-                f"says {stated:.6f}; the two files are of different trials, run the trial again"
-            )
-    return ranks
 
 
 def _present(part: T | None) -> T:

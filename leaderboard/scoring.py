@@ -8,12 +8,14 @@ from petlbench.harness.record import MetricsPart, QueryPart
 from petlbench.harness.record_scoring import BoundPart, SamplePart, TwoStagePart
 from petlbench.leaderboard import text
 from petlbench.leaderboard.load import METRICS
-from petlbench.leaderboard.statistics import mean_sd
+from petlbench.leaderboard.statistics import mean
 
 SHORTLISTED = "‡"
 """Mark of a row whose recalls come from a shortlist."""
 
-_KINDS = {"embeddings": "dot product", "pairs": "every pair"}
+KINDS = {"embeddings": "dot product", "pairs": "every pair", "two_stage": "top-k of a first stage"}
+"""How scores can be computed, in a few words."""
+
 _WORDS = {
     "embeddings": "dot product: picture and caption are encoded apart, and a score is the dot product of the two "
     "normalised embeddings",
@@ -30,7 +32,7 @@ _NAME_LIMIT = 80
 def label(part: MetricsPart) -> str:
     """``dot product``, ``every pair``, or ``top-32 of FIRST STAGE``, one line of plain text."""
     if part.two_stage is None:
-        return _KINDS[part.scoring]
+        return KINDS[part.scoring]
     return f"top-{part.two_stage.k} of {text.shorten(part.two_stage.first_stage, _NAME_LIMIT)}"
 
 
@@ -87,10 +89,10 @@ def mean_two_stage(parts: Sequence[MetricsPart]) -> TwoStagePart | None:
         k=first.k,
         first_stage=first.first_stage,
         first_stage_spec_id=first.first_stage_spec_id if len(ids) == 1 else None,
-        pairs=round(mean_sd([stage.pairs for stage in stages])[0]),
+        pairs=round(mean([stage.pairs for stage in stages])),
         bound=BoundPart(
-            i2t_rk=mean_sd([stage.bound.i2t_rk for stage in stages])[0],
-            t2i_rk=mean_sd([stage.bound.t2i_rk for stage in stages])[0],
+            i2t_rk=mean([stage.bound.i2t_rk for stage in stages]),
+            t2i_rk=mean([stage.bound.t2i_rk for stage in stages]),
         ),
         sample=_mean_sample([stage.sample for stage in stages]),
     )
@@ -101,7 +103,7 @@ def mean_query(parts: Sequence[QueryPart | None]) -> QueryPart | None:
     known = [part for part in parts if part is not None]
     if not known:
         return None
-    return QueryPart(**{name: mean_sd([getattr(part, name) for part in known])[0] for name in QueryPart.model_fields})
+    return QueryPart(**{name: mean([getattr(part, name) for part in known]) for name in QueryPart.model_fields})
 
 
 def _mean_sample(samples: Sequence[SamplePart | None]) -> SamplePart | None:
@@ -112,8 +114,8 @@ def _mean_sample(samples: Sequence[SamplePart | None]) -> SamplePart | None:
     return SamplePart(
         images=first.images,
         captions=first.captions,
-        exact={name: mean_sd([sample.exact[name] for sample in known])[0] for name in first.exact},
-        two_stage={name: mean_sd([sample.two_stage[name] for sample in known])[0] for name in first.two_stage},
+        exact={name: mean([sample.exact[name] for sample in known]) for name in first.exact},
+        two_stage={name: mean([sample.two_stage[name] for sample in known]) for name in first.two_stage},
     )
 
 

@@ -16,12 +16,10 @@ from petlbench.leaderboard import statistics
 from petlbench.leaderboard.collector import collector_paused
 from petlbench.leaderboard.explain import Options, explain, footnotes
 from petlbench.leaderboard.group import Setting, by_setting, group_entries, labels
-from petlbench.leaderboard.load import METRICS, Entry, Problem, load_records
-from petlbench.leaderboard.pairwise import Pairwise, compare_rows
+from petlbench.leaderboard.load import METRICS, Entry, Loaded, Problem, joined, load_records
+from petlbench.leaderboard.pairwise import LEVEL, Pairwise, compare_rows
 from petlbench.leaderboard.row import Row, make_row
-from petlbench.leaderboard.transfer import with_transfers
-
-SIGNIFICANCE = 0.05
+from petlbench.leaderboard.transfer import load_transfers
 
 
 class Reference(NamedTuple):
@@ -90,8 +88,14 @@ def build_board(results: Path, options: Options | None = None) -> Board:
     Raises:
         FileNotFoundError: ``results`` is not a folder.
     """
+    return make_board(joined(load_records(results), load_transfers(results)), options)
+
+
+@collector_paused()
+def make_board(loaded: Loaded, options: Options | None = None) -> Board:
+    """:func:`build_board` of records and transfers that were read already."""
     options = options or Options()
-    entries, problems = with_transfers(load_records(results), results)
+    entries, problems = loaded.entries, list(loaded.problems)
     groups = group_entries(entries)
     tables = []
     ready: dict[str, Row] = {}
@@ -153,7 +157,7 @@ def _compare(rows: Sequence[Row], options: Options) -> int:
     adjusted = statistics.holm(statistics.sign_flip(scores[0] - scores[1:], options.flips, options.seed))
     for row, p_value in zip(others, adjusted.tolist(), strict=True):
         row.p_holm = p_value
-        row.within_noise = p_value >= SIGNIFICANCE
+        row.within_noise = p_value >= LEVEL
     return len(others)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 
 NOTHING = "–"
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _MARKUP = re.compile(r"([\\`*_{}\[\]|~#$])")
 _LINK = re.compile(r"(?i)\b(https?|ftp|mailto|www)([:.])")
 
@@ -31,6 +34,22 @@ def shorten(text: str, limit: int = 200) -> str:
     """At most ``limit`` characters of one line."""
     line = plain(text)
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def slugs(titles: Iterable[str]) -> list[str]:
+    """A distinct name of letters, digits and hyphens per title; of equal ones the later ones are counted."""
+    taken: Counter[str] = Counter()
+    found = []
+    for title in titles:
+        slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        taken[slug] += 1
+        found.append(slug if taken[slug] == 1 else f"{slug}-{taken[slug]}")
+    return found
+
+
+def defused(cell: str) -> str:
+    """Text that a spreadsheet does not run as a formula: it gets a leading apostrophe."""
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 def percent(value: float | None, digits: int = 2) -> str:

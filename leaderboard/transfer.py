@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from petlbench.harness.metrics import METRIC_VERSION, Ranks, recalls
-from petlbench.harness.record import DataPart, RecordError
+from petlbench.harness.metrics import METRIC_VERSION, recalls
+from petlbench.harness.record import DataPart
 from petlbench.harness.transfer_record import TransferRecord, find_transfers, read_transfer, transfer_path
-from petlbench.leaderboard.load import Entry, Loaded, Problem
-
-_CLOSE = 1e-6
+from petlbench.leaderboard.entry_ranks import CLOSE, read_ranks
+from petlbench.leaderboard.load import Entry, Loaded, Problem, check_finished, collect
 
 
 def load_transfers(root: Path) -> Loaded:
@@ -17,20 +16,15 @@ def load_transfers(root: Path) -> Loaded:
 
     What cannot be read, or repeats another, is reported and left out.
     """
-    entries: list[Entry] = []
-    problems: list[Problem] = []
-    first_with: dict[str, str] = {}
-    for path in find_transfers(root):
-        name = path.relative_to(root).as_posix()
-        try:
-            transfer = read_transfer(path)
-            if (twin := first_with.setdefault(transfer.transfer_id, name)) != name:
-                raise RecordError(f"{path}: key `transfer_id`: same transfer as {twin}; keep one of the two files")
-        except (RecordError, OSError) as error:  # collected here, shown by the caller and counted on the board
-            problems.append(Problem(name, str(error)))
-        else:
-            entries.append(entry_of(path, name, transfer))
-    return Loaded(entries, problems)
+
+    def read(path: Path, name: str) -> tuple[str, Entry]:
+        transfer = read_transfer(path)
+        check_finished(transfer.source, path)
+        entry = entry_of(path, name, transfer)
+        check_finished(entry.record, path)
+        return transfer.transfer_id, entry
+
+    return collect(root, find_transfers(root), read, "key `transfer_id`: same transfer")
 
 
 def entry_of(path: Path, name: str, transfer: TransferRecord) -> Entry:
@@ -71,23 +65,16 @@ def check_transfers(root: Path, loaded: Loaded) -> list[Problem]:
             problems.append(
                 Problem(entry.name, f"{entry.path}: belongs at {expected}; rename it, and its ranks with it")
             )
+        part = transfer.metrics
         try:
-            ranks = Ranks.load(entry.ranks_path)
+            found = recalls(read_ranks(entry), part.tie_rule)
         except (OSError, ValueError) as error:
             problems.append(Problem(entry.name, f"{entry.path}: its ranks cannot be used: {error}"))
             continue
-        part = transfer.metrics
         if part.metric_version == METRIC_VERSION:
-            found = recalls(ranks, part.tie_rule)
-            wrong = [name for name, value in part.recalls.items() if abs(found.get(name, -1.0) - value) > _CLOSE]
+            wrong = [name for name, value in part.recalls.items() if abs(found.get(name, -1.0) - value) > CLOSE]
             if wrong:
                 problems.append(
                     Problem(entry.name, f"{entry.path}: its ranks do not give its {', '.join(wrong)}; make it again")
                 )
     return problems
-
-
-def with_transfers(loaded: Loaded, root: Path) -> Loaded:
-    """Records and transfers of a results folder."""
-    more = load_transfers(root)
-    return Loaded([*loaded.entries, *more.entries], [*loaded.problems, *more.problems])

@@ -88,6 +88,11 @@ class Published:
     selection: Literal["val", "test", "last", "unknown"] = "unknown"
     seen: bool = True
     """False for numbers that were recalled, not read in the source."""
+    backbone: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """``architecture``, ``weights``, ``sources``, ``activation`` and ``resolution``, as in ``leaderboard/published_schema.py``.
+    A difference from records is shown only where these and ``split`` are stated and the same."""
+    split: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """``test_images`` and ``test_captions``; where known ``train_images`` and ``val_images``."""
 
 
 @dataclass(frozen=True)

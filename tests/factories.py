@@ -123,6 +123,17 @@ def make_payload(
     return payload
 
 
+def two_places(root: Path) -> tuple[Path, Path]:
+    """Two folders of the same content: finished trials, a failed one, and a record that cannot be read."""
+    places = root / "here", root / "there" / "deeper"
+    for place in places:
+        three(place, 2.0)
+        three(place, 1.8, base=7, method="prompt")
+        put_failed(place, method="harma")
+        edit(put_record(place, dataset="bad"), lambda payload: payload.pop("spec"))
+    return places
+
+
 def put_record(root: Path, ranks: Ranks | None = None, *, with_ranks: bool = True, **kwargs: Any) -> Path:
     """Write a record (and its ranks) where a trial would; returns the record's path."""
     ranks = ranks or make_ranks(3.0, kwargs.get("seed", 0))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from petlbench.harness.experiment import load_experiment
 from petlbench.harness.plan import Plan, make_plan
@@ -35,11 +39,30 @@ def small_trial(results: Path, *sets: str, method: str = "full_finetune", **opti
     return planned.trial
 
 
+def _random_clip(name: str, *, seed: int = 0, **options: Any):
+    return random_clip(seed=7)
+
+
 @pytest.fixture
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a random CLIP of two narrow blocks in the place of whichever backbone a trial asks for."""
+    monkeypatch.setattr("petlbench.harness.parts.load_backbone", _random_clip)
 
-    def load(name: str, *, seed: int = 0, **options: Any):
-        return random_clip(seed=7)
 
-    monkeypatch.setattr("petlbench.harness.parts.load_backbone", load)
+@contextmanager
+def small_world(cache: Path) -> Iterator[None]:
+    """The same for fixtures of a whole module, with a cache of their own and torch's threads given back."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("petlbench.harness.parts.load_backbone", _random_clip)
+        patch.setenv("PETLBENCH_CACHE", str(cache))
+        yield
+    torch.set_num_threads(threads)
+
+
+def forget_answers(record: Path) -> None:
+    """Make the ranks beside a record those of the time before first answers were stored."""
+    file = record.with_name(record.stem + ".ranks.npz")
+    with np.load(file) as held:
+        older = {name: array for name, array in held.items() if not name.endswith("_top")}
+    np.savez_compressed(file, **older)

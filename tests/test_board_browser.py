@@ -1,11 +1,10 @@
 """The HTML board in a real, headless Chromium: it opens, sorts, filters, and runs nothing that came from a record."""
 
-import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
+from browsers import chromium
 from factories import make_ranks, put_failed, put_record, reranks, scores_pairs, three
 
 from petlbench.leaderboard.board import write_board
@@ -13,18 +12,9 @@ from petlbench.leaderboard.html_writer import Figure
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra `browser`)")
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 RUN = "window.ran = (window.ran || 0) + 1"
 HOSTILE = f"\"><script>{RUN}</script><img src=x onerror='{RUN}'><svg onload='{RUN}'> https://evil.example/x.png"
 ROWS = "section.board:not([hidden]) tbody.rows > tr:not([hidden])"
-
-
-def chromium():
-    """A browser of the system's; the test is skipped where there is none."""
-    found = os.environ.get("PETLBENCH_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        pytest.skip(f"no Chromium on this machine (looked for {', '.join(NAMES)}; or set PETLBENCH_CHROMIUM)")
-    return found
 
 
 @pytest.fixture(scope="module")

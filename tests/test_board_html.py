@@ -6,7 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from factories import edit, make_ranks, put_failed, put_record, reranks, three
+from factories import edit, make_ranks, put_failed, put_record, reranks, three, two_places
 
 from petlbench.leaderboard.board import write_board
 from petlbench.leaderboard.explain import MARKS
@@ -200,17 +200,13 @@ def test_a_plot_stands_with_its_table_or_below_all(tmp_path):
 
 
 def test_writing_twice_gives_the_same_bytes_wherever_the_folder_lies(tmp_path):
-    for root in (tmp_path / "here", tmp_path / "there" / "deeper"):
-        three(root, 2.0)
-        three(root, 1.8, base=7, method="prompt")
-        put_failed(root, method="harma")
-        edit(put_record(root, dataset="bad"), lambda p: p.pop("spec"))
+    here, there = two_places(tmp_path)
     formats = ("html", "tex", "parquet")
-    first = write_board(tmp_path / "here", tmp_path / "a", formats=formats)
-    again = write_board(build_board(tmp_path / "there" / "deeper"), tmp_path / "b", formats=formats)
+    first = write_board(here, tmp_path / "a", formats=formats)
+    again = write_board(build_board(there), tmp_path / "b", formats=formats)
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
-    inside = write_board(tmp_path / "here", tmp_path / "here", formats=["html"])
-    deeper = write_board(tmp_path / "there" / "deeper", tmp_path / "there" / "deeper", formats=["html"])
+    inside = write_board(here, here, formats=["html"])
+    deeper = write_board(there, there, formats=["html"])
     assert inside[0].read_bytes() == deeper[0].read_bytes()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cli_calls import call
 from factories import make_ranks, ranks_from
-from small_trials import small_trial
+from small_trials import forget_answers, small_trial, small_world
 
 from petlbench.harness.metrics import Ranks, recalls
 from petlbench.harness.ranks import rank_scores
@@ -24,7 +24,6 @@ from petlbench.leaderboard.breakdown import (
     confusion,
     wilson,
 )
-from petlbench.methods.backbones.random_models import random_clip
 
 # Groups
 
@@ -117,13 +116,9 @@ def test_confusion_counts_the_class_of_the_first_answer():
 def trained(tmp_path_factory):
     """A finished trial on a random CLIP of two narrow blocks."""
     folder = tmp_path_factory.mktemp("trained")
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("petlbench.harness.parts.load_backbone", lambda name, *, seed=0, **options: random_clip(seed=7))
-        patch.setenv("PETLBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with small_world(tmp_path_factory.mktemp("cache")):
         run_trial(small_trial(folder, "train.epochs=1", "train.lr=0.01", method="linear_probe"))
         yield folder
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -157,10 +152,7 @@ def test_confusions_come_from_stored_answers_or_from_the_model(record):
     stored = call("breakdown", record, "--confusion", "--json").json
     matrix = np.array(stored["methods"][0]["confusion"]["i2t"])
     assert matrix.sum() == stored["methods"][0]["parts"][-1]["images"] and len(stored["classes"]) == len(matrix)
-    file = record.with_name(record.stem + ".ranks.npz")
-    with np.load(file) as held:
-        older = {name: array for name, array in held.items() if not name.endswith("_top")}
-    np.savez_compressed(file, **older)
+    forget_answers(record)
     assert call("breakdown", record, "--confusion", "--json").json == stored
     assert "most confused" in call("breakdown", record, "--confusion").out
     assert call("breakdown", record, "--confusion", "--csv").out.startswith(

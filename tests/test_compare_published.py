@@ -1,5 +1,6 @@
 """Ours beside theirs: a difference only where two numbers may be compared, and a word on all that stands between."""
 
+import dataclasses
 import inspect
 
 import pytest
@@ -10,7 +11,8 @@ from petlbench.harness.cli.compare_published import compare_published
 from petlbench.leaderboard.compare import TOLERANCE, compare
 from petlbench.leaderboard.group import group_entries
 from petlbench.leaderboard.load import METRICS, load_records
-from petlbench.leaderboard.published import load_published
+from petlbench.leaderboard.published import declared, load_published
+from petlbench.methods.base import Published
 
 ROWS = load_published()
 OPENAI = {"architecture": "ViT-B-32-quickgelu", "source": "ViT-B-32-quickgelu:openai"}
@@ -186,6 +188,27 @@ def test_what_has_no_record_comes_once_without_ours(tmp_path):
 def test_a_failed_trial_is_no_number(tmp_path):
     put_failed(tmp_path, method="mrs_adapter", dataset="ucm-precomp")
     assert the_pair(tmp_path).ours is None
+
+
+def test_a_row_of_a_plugin_is_comparable_once_it_states_backbone_and_split(tmp_path):
+    put(tmp_path, method="mine")
+    row = Published("ucm", "Me, Tab. 1", (1.0, 2.0, 3.0, 4.0, 5.0, 6.0), trainable="0.16M")
+    backbone = {
+        "architecture": "ViT-B-32",
+        "sources": ["ViT-B-32*:openai"],
+        "activation": "quick_gelu",
+        "resolution": 224,
+    }
+    split = {"test_images": 210, "test_captions": 1050}
+    groups = group_entries(load_records(tmp_path).entries)
+    for stated, missing in (
+        ({"backbone": backbone, "split": split}, []),
+        ({"backbone": backbone}, ["test split"]),
+        ({"split": split}, ["backbone"]),
+        ({"backbone": {**backbone, "activation": None}, "split": split}, ["activation"]),
+    ):
+        (pair,) = compare(declared("mine", "Mine", [dataclasses.replace(row, **stated)]), groups)
+        assert whats(pair, True) == missing and pair.comparable == (not missing)
 
 
 # The verb

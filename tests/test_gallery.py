@@ -4,16 +4,18 @@ import base64
 import dataclasses
 import io
 import json
-import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browsers import chromium
 from cli_calls import call
+from factories import make_payload
 from PIL import Image
-from small_trials import small_trial
+from small_trials import forget_answers, small_trial, small_world
 
 from petlbench.datasets.split import Split
 from petlbench.harness.gallery import Gallery, make_gallery, thumbnail
@@ -26,7 +28,6 @@ from petlbench.harness.retrial import Places
 from petlbench.harness.trial import run_trial
 from petlbench.leaderboard.gallery_html import render_gallery
 from petlbench.leaderboard.gallery_png import draw_gallery
-from petlbench.methods.backbones.random_models import random_clip
 
 RUN = "window.ran = (window.ran || 0) + 1"
 HOSTILE = f"\"><script>{RUN}</script><img src=x onerror='{RUN}'><svg onload='{RUN}'> {{{{ 7*7 }}}} \u202e https://evil.example/x"
@@ -52,19 +53,11 @@ def split_of(captions, images=12, hostile=False):
 
 def told_of(record, split, scores, top=10):
     ranks = rank_scores(scores, split.owner, split.text_ids, columns="strings", top=top)
-    return Told(record_path(record), record, split, split, ranks, ranks)
-
-
-def record_path(record):
-    from pathlib import Path
-
-    return Path(f"{record.method.name}.json")
+    return Told(Path(f"{record.method.name}.json"), record, split, split, ranks, ranks)
 
 
 @pytest.fixture(scope="module")
 def record():
-    from factories import make_payload
-
     return Record.model_validate(make_payload())
 
 
@@ -177,15 +170,12 @@ def test_pictures_show_every_query_on_pages(hostile, monkeypatch):
     for page in pages:
         with Image.open(io.BytesIO(page)) as opened:
             assert opened.format == "PNG" and opened.width > 1500
-            assert len(np.unique(np.asarray(opened.convert("RGB")).reshape(-1, 3), axis=0)) > 50
+            assert len(opened.convert("RGB").getcolors(1 << 24)) > 50
 
 
 def test_no_script_runs_in_a_real_browser(hostile, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra `browser`)")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    path = os.environ.get("PETLBENCH_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine (or set PETLBENCH_CHROMIUM)")
+    path = chromium()
     (tmp_path / "gallery.html").write_text(render_gallery(hostile), encoding="utf-8")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)
@@ -212,27 +202,15 @@ def test_no_script_runs_in_a_real_browser(hostile, tmp_path):
 def trained(tmp_path_factory):
     """Two finished trials on a random CLIP of two narrow blocks."""
     folder = tmp_path_factory.mktemp("trained")
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("petlbench.harness.parts.load_backbone", lambda name, *, seed=0, **options: random_clip(seed=7))
-        patch.setenv("PETLBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with small_world(tmp_path_factory.mktemp("cache")):
         for method in ("linear_probe", "lora"):
             run_trial(small_trial(folder, "train.epochs=1", "train.lr=0.01", method=method))
         yield folder
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
 def records(trained, tmp_path):
     return list(find_records(shutil.copytree(trained, tmp_path / "results")))
-
-
-def without_answers(record):
-    """The ranks as they were before first answers were stored."""
-    file = record.with_name(record.stem + ".ranks.npz")
-    with np.load(file) as held:
-        older = {name: array for name, array in held.items() if not name.endswith("_top")}
-    np.savez_compressed(file, **older)
 
 
 def test_two_methods_are_shown_side_by_side(records, tmp_path):
@@ -251,7 +229,7 @@ def test_answers_of_older_records_come_from_the_model(records, tmp_path):
     options = ("--random", 3, "--seed", 5, "--direction", "t2i")
     call("gallery", *records, "--out", tmp_path / "stored", *options)
     for record in records:
-        without_answers(record)
+        forget_answers(record)
     called = call("gallery", *records, "--out", tmp_path / "again", *options)
     assert called.out.count("the model was built again") == 2, called
     stored, again = ((tmp_path / name / "gallery.html").read_text(encoding="utf-8") for name in ("stored", "again"))
@@ -261,7 +239,7 @@ def test_answers_of_older_records_come_from_the_model(records, tmp_path):
 
 def test_a_model_that_rounds_differently_is_noted_and_another_one_refused(records):
     record = records[0]
-    without_answers(record)
+    forget_answers(record)
     ranks = Ranks.load(record.with_name(record.stem + ".ranks.npz"))
     payload = json.loads(record.read_text())
     for moved, fails in ((1, False), (25, True)):

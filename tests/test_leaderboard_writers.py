@@ -8,7 +8,7 @@ import sys
 
 import pandas as pd
 import pytest
-from factories import edit, make_ranks, md_rows, put_failed, put_record, spec_hash, three
+from factories import make_ranks, md_rows, put_failed, put_record, spec_hash, three, two_places
 from rich.console import Console
 
 from petlbench.harness.metrics import DEFINITION
@@ -195,18 +195,14 @@ def test_console_shows_rows_and_never_takes_markup_from_records(tmp_path):
 
 
 def test_writing_twice_gives_the_same_bytes_wherever_the_folder_lies(tmp_path):
-    for root in (tmp_path / "here", tmp_path / "there" / "deeper"):
-        three(root, 2.0)
-        three(root, 1.8, base=7, method="prompt")
-        put_failed(root, method="harma")
-        edit(put_record(root, dataset="bad"), lambda p: p.pop("spec"))
+    here, there = two_places(tmp_path)
     formats = ("md", "csv", "json")
-    first = write_board(tmp_path / "here", tmp_path / "a", formats=formats)
+    first = write_board(here, tmp_path / "a", formats=formats)
     assert [p.name for p in first] == ["board.md", "board.csv", "board.json"]
-    again = write_board(build_board(tmp_path / "there" / "deeper"), tmp_path / "b", formats=formats)
+    again = write_board(build_board(there), tmp_path / "b", formats=formats)
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
     before = [p.read_bytes() for p in first]
-    write_board(tmp_path / "here", tmp_path / "a", formats=formats)
+    write_board(here, tmp_path / "a", formats=formats)
     assert [p.read_bytes() for p in first] == before
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["board.csv", "board.json", "board.md"]
 

@@ -16,7 +16,7 @@ from petlbench.leaderboard.plots.families import FAMILIES, OTHER, family
 from petlbench.leaderboard.plots.front import pareto_front
 from petlbench.leaderboard.plots.place import Box, Label, freest, place_labels
 from petlbench.leaderboard.plots.style import MAX_ROWS, best_rows, describe, drawable, names, styled, tint
-from petlbench.leaderboard.plots.write import PLOTS, render_svg, table_slugs, write_plots
+from petlbench.leaderboard.plots.write import PLOTS, table_slugs, write_plots
 from petlbench.leaderboard.table import Board, build_board
 
 HOSTILE = "$\\frac{1}$ --><script>alert(1)</script> & 50 % _x_ \u202e\u4e2d"
@@ -221,13 +221,23 @@ def test_a_plot_with_nothing_to_show_is_left_out(tmp_path):
     board = build_board(tmp_path / "in")
     found = {path.stem for path in write_plots(board, tmp_path / "out", kinds=["svg"])}
     assert found == {"parameters", "training_time", "peak_memory", "recall_bars"}
-    assert render_svg("seed_spread", board.tables[0]) is None
+    assert drawn(PLOTS["seed_spread"], board.tables[0]) is None
+
+
+def test_a_plot_that_has_nothing_to_show_any_more_goes(tmp_path):
+    three(tmp_path / "in", 2.0)
+    board = build_board(tmp_path / "in")
+    (before,) = write_plots(board, tmp_path / "out", plots=["seed_spread"], kinds=["svg"])
+    (tmp_path / "one").mkdir()
+    put_record(tmp_path / "one")
+    assert write_plots(build_board(tmp_path / "one"), tmp_path / "out", plots=["seed_spread"], kinds=["svg"]) == []
+    assert not before.exists()
 
 
 def test_a_board_of_nothing_but_an_untrained_row_draws(tmp_path):
     put_record(tmp_path, make_ranks(0.5), method="zero_shot", title="Zero-shot", change=untrained)
     table = build_board(tmp_path).tables[0]
-    assert {name for name in PLOTS if render_svg(name, table)} == {"peak_memory", "recall_bars"}
+    assert {name for name in PLOTS if drawn(PLOTS[name], table)} == {"peak_memory", "recall_bars"}
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

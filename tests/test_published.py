@@ -1,13 +1,12 @@
 """Published rows: complete, arithmetically checked, in agreement with what methods declare, and refused where mistyped."""
 
-from types import SimpleNamespace
-
 import pytest
 from support import ROOT
 
 from petlbench.leaderboard import published as module
 from petlbench.leaderboard.published import PublishedError, base_name, declared, load_published, parameters
 from petlbench.methods import registry
+from petlbench.methods.base import Published
 
 ROWS = load_published()
 SOURCES = registry.discover()
@@ -202,7 +201,7 @@ def test_no_files_is_an_error_not_an_empty_table(tmp_path):
 
 
 def test_rows_of_a_plugin_join_without_a_file():
-    one = SimpleNamespace(
+    one = Published(
         dataset="ucm",
         source="Me, Tab. 9",
         values=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
@@ -213,6 +212,23 @@ def test_rows_of_a_plugin_join_without_a_file():
     (row,) = declared("mine", "Mine", [one])
     assert (row.row.ours, row.score, row.mark, row.known.architecture) == ("mine", 3.5, "recalled", None)
     assert row.where == "Me, Tab. 9 (recalled, not read)"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"values": (3.0, 2.0, 1.0, 4.0, 5.0, 6.0)},
+            r"method mine, published row of Me: .*i2t R@1, 5, 10 must not fall",
+        ),
+        ({"backbone": {"resolutoin": 224}}, r"key `backbone\.resolutoin` is unknown; did you mean `resolution`"),
+        ({"split": {"test_images": 210}}, r"key `split\.test_captions` is missing"),
+    ],
+)
+def test_a_mistake_in_a_row_of_a_plugin_is_named(changed, said):
+    row = {"dataset": "ucm", "source": "Me", "values": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0), **changed}
+    with pytest.raises(PublishedError, match=said):
+        declared("mine", "Mine", [Published(**row)])
 
 
 def test_every_file_is_where_the_package_looks():

@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
+import small_trials
 from cli_calls import call
 from data_files import write_picture
-from small_trials import small_trial
 
 from petlbench.harness.gallery_data import open_split
 from petlbench.harness.metrics import Ranks, recalls
@@ -20,7 +19,6 @@ from petlbench.leaderboard.board import write_board
 from petlbench.leaderboard.results_validate import validate
 from petlbench.leaderboard.table import build_board
 from petlbench.leaderboard.transfer import load_transfers
-from petlbench.methods.backbones.random_models import random_clip
 
 TEST_PICTURES = 6
 
@@ -28,19 +26,15 @@ TEST_PICTURES = 6
 @pytest.fixture(scope="module", autouse=True)
 def small_world(tmp_path_factory):
     """A random CLIP of two narrow blocks wherever a backbone is loaded, and a cache of our own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("petlbench.harness.parts.load_backbone", lambda name, *, seed=0, **options: random_clip(seed=7))
-        patch.setenv("PETLBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        threads = torch.get_num_threads()
+    with small_trials.small_world(tmp_path_factory.mktemp("cache")):
         yield
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Two seeds of one method, trained on scenes."""
     folder = tmp_path_factory.mktemp("trained") / "results"
-    trial = small_trial(folder, "train.epochs=1", "train.lr=0.01", method="linear_probe")
+    trial = small_trials.small_trial(folder, "train.epochs=1", "train.lr=0.01", method="linear_probe")
     for seed in (0, 1):
         run_trial(trial.model_copy(update={"spec": trial.spec.model_copy(update={"seed": seed})}))
     return folder
@@ -155,6 +149,8 @@ def test_a_results_folder_with_transfers_validates(results):
         (lambda p: p["target"]["test"].update(sha256="0" * 64), "was edited"),
         (lambda p: p.pop("metrics"), "`metrics`"),
         (lambda p: p["source"].update(wrong=1), "`source.wrong`"),
+        (lambda p: p["source"].update(data=None), "`data` is null"),
+        (lambda p: p["metrics"]["recalls"].pop("mR"), "`metrics.test.recalls.mR` is missing"),
     ],
 )
 def test_damaged_transfers_are_named_and_left_out(results, edit, message):
@@ -166,6 +162,16 @@ def test_damaged_transfers_are_named_and_left_out(results, edit, message):
     assert (
         len(loaded.entries) == 1 and message in loaded.problems[0].message and str(first) in loaded.problems[0].message
     )
+    assert len(build_board(results).tables) == 2  # the other seed still has its row
+
+
+def test_an_unknown_tie_rule_of_a_transfer_is_told(results):
+    (first, *_) = find_transfers(results)
+    payload = json.loads(first.read_text())
+    payload["metrics"]["tie_rule"] = "luck"
+    first.write_text(json.dumps(payload))
+    (problem,) = (p for p in validate(results).problems if "transfer" in p.name)
+    assert str(first) in problem.message and "unknown tie rule 'luck'" in problem.message
 
 
 def test_a_copy_of_a_transfer_is_a_problem(results):
@@ -178,6 +184,14 @@ def test_a_copy_of_a_transfer_is_a_problem(results):
 def test_a_transfer_to_its_own_set_is_refused(results):
     record = next(find_records(results))
     assert "was trained on scenes itself" in call("transfer", record, "--to", "scenes").error
+
+
+def test_a_record_outside_of_a_results_folder_needs_one_to_be_named(results, target, tmp_path):
+    record = next(find_records(results))
+    alone = shutil.copytree(record.parent, tmp_path / "kept") / record.name
+    error = call("transfer", alone, "--to", target, "--root", target.parent / "files").error
+    assert str(alone) in error and "--results" in error
+    assert [path for path in tmp_path.rglob("transfer") if path.parent != results] == []
 
 
 def test_a_set_without_test_pictures_is_refused(results, target, tmp_path):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from petlbench.harness.cli import options as o
+
 if TYPE_CHECKING:
     from petlbench.harness.breakdown import Breakdown
 
@@ -31,16 +33,9 @@ def breakdown(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print as CSV.")] = False,
     as_md: Annotated[bool, typer.Option("--md", help="Print as Markdown.")] = False,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", "-d", metavar="NAME", help="Data set: a card's name, or a card's path.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Places of files, such as dataset.ucm.root=DIR."),
-    ] = None,
-    plugin: Annotated[
-        list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A method file of your own (repeatable).")
-    ] = None,
+    dataset: o.Card = None,
+    set_: o.FilePlaces = None,
+    plugin: o.MethodFiles = None,
 ) -> None:
     """Say where methods are strong and weak, from the ranks beside their records. Nothing is trained or written.
 
@@ -56,10 +51,9 @@ def breakdown(
         raise typer.BadParameter("give one of --json, --csv and --md", param_hint="--json")
 
     from petlbench.harness.breakdown import make_breakdown
-    from petlbench.harness.retrial import Places
     from petlbench.leaderboard import breakdown_text as writers
 
-    places = Places.from_sets(set_ or [], dataset, tuple(str(p) for p in plugin or ()))
+    places = o.places_from(set_, dataset, plugin)
     paths = list(dict.fromkeys(path.expanduser() for path in records))
     found = make_breakdown(paths, places, by, rule, confused=confusion)
     if as_json or as_csv or as_md:

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petlbench.harness.cli import options as o
+from petlbench.harness.cli.records import complain, fitting, need_folder
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from petlbench.leaderboard.compare import Comparison
     from petlbench.leaderboard.published import PublishedRow
-
-
-_WIDE = 120
-"""Terminals narrower than this get R@1 and mR only."""
 
 
 def compare_published(
@@ -31,12 +30,12 @@ def compare_published(
     tolerance: Annotated[
         float, typer.Option(min=0, metavar="X", help="Points of mR within which two numbers count as alike.")
     ] = 2.0,
-    results: Annotated[Path, typer.Option(metavar="DIR", help="Folder of records.")] = Path("results"),
+    results: o.Folder = Path("results"),
     plugin: Annotated[
         list[Path] | None,
         typer.Option("--plugin", metavar="FILE", help="A method file of your own; its published rows join."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: o.Json = False,
 ) -> None:
     """Print our recalls beside published ones, and what differs in protocol.
 
@@ -45,7 +44,6 @@ def compare_published(
     output says what makes the two incomparable. Unreadable records are
     reported, left out, and make the command fail.
     """
-    from petlbench.harness.record import RecordError
     from petlbench.leaderboard.compare import compare, to_dict
     from petlbench.leaderboard.group import group_entries
     from petlbench.leaderboard.load import load_records
@@ -54,8 +52,7 @@ def compare_published(
     rows = load_published()
     wanted, rows = _resolve(methods, plugin, rows)
     chosen = _datasets(datasets, rows)
-    if not results.is_dir():
-        raise RecordError(f"{results}: no such folder; give the folder that `benchmark run` wrote with --results")
+    need_folder(results)
     loaded = load_records(results)
     found = compare(rows, group_entries(loaded.entries), methods=wanted, datasets=chosen, tolerance=tolerance)
     if as_json:
@@ -66,9 +63,7 @@ def compare_published(
         from rich.console import Console
 
         _render(found, Console(), everything=wanted is not None)
-    for problem in loaded.problems:
-        typer.secho(f"error: {problem.message}", fg="red", err=True)
-    if loaded.problems:
+    if complain(loaded.problems):
         raise typer.Exit(2)
 
 
@@ -136,13 +131,12 @@ def _block(block: Sequence[Comparison], console: Console) -> None:
     from rich.text import Text
 
     from petlbench.leaderboard import text
-    from petlbench.leaderboard.load import METRICS
 
     theirs = list(dict.fromkeys(one.published for one in block))
     ours = {one.ours.group.key: one.ours for one in block if one.ours is not None}
     letters = {row: _letter(place) for place, row in enumerate(theirs)}
     numbers = {key: str(place) for place, key in enumerate(ours, start=1)}
-    shown = METRICS if console.width >= _WIDE else ("i2t_r1", "t2i_r1", "mR")
+    shown = fitting(console)
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     grid.add_column("", no_wrap=True)
     grid.add_column("", overflow="fold", min_width=24)

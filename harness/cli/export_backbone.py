@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petlbench.harness.cli import options as o
+
 if TYPE_CHECKING:
     from petlbench.harness.backbone_export import Export
 
@@ -17,17 +19,10 @@ def export_backbone(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The .safetensors file to write.", show_default=False)],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", "-d", metavar="NAME", help="Data set: a card's name, or a card's path.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Places of files, such as dataset.rsicd.root=DIR."),
-    ] = None,
-    plugin: Annotated[
-        list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A method file of your own (repeatable).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    dataset: o.Card = None,
+    set_: o.FilePlaces = None,
+    plugin: o.MethodFiles = None,
+    as_json: o.Json = False,
 ) -> None:
     """Write the whole backbone of a finished trial: both towers, joining heads, temperature.
 
@@ -40,10 +35,8 @@ def export_backbone(
       benchmark run zero_shot -b vits14-minilm-joint -d ucm --set backbone.vits14-minilm-joint.weights=FILE
     """
     from petlbench.harness.backbone_export import export_backbone as export
-    from petlbench.harness.retrial import Places
 
-    places = Places.from_sets(set_ or [], dataset, tuple(str(p) for p in plugin or ()))
-    written = export(record.expanduser(), out.expanduser(), places, force=force)
+    written = export(record.expanduser(), out.expanduser(), o.places_from(set_, dataset, plugin), force=force)
     if as_json:
         _as_json(written)
     else:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from petlbench.harness.cli import options as o
+
 if TYPE_CHECKING:
     from petlbench.harness.gallery_choose import Choice
 
@@ -41,16 +43,9 @@ def gallery(
         Literal["i2t", "t2i", "both"], typer.Option(help="Ask with pictures, captions or both.")
     ] = "both",
     top: Annotated[int, typer.Option(min=1, metavar="K", help="Answers shown per query.")] = 5,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", "-d", metavar="NAME", help="Data set: a card's name, or a card's path.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Places of files, such as dataset.ucm.root=DIR."),
-    ] = None,
-    plugin: Annotated[
-        list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A method file of your own (repeatable).")
-    ] = None,
+    dataset: o.Card = None,
+    set_: o.FilePlaces = None,
+    plugin: o.MethodFiles = None,
 ) -> None:
     """Show the first pictures or captions that one or two methods find, with the right answers framed.
 
@@ -73,15 +68,12 @@ def gallery(
 
     from petlbench.harness.gallery import make_gallery
     from petlbench.harness.gallery_choose import WAYS
-    from petlbench.harness.gallery_data import share_places, tell
+    from petlbench.harness.gallery_data import tell_each
     from petlbench.harness.record import write_atomically
-    from petlbench.harness.retrial import Places
     from petlbench.leaderboard.gallery_html import render_gallery
     from petlbench.leaderboard.gallery_png import draw_gallery
 
-    places = Places.from_sets(set_ or [], dataset, tuple(str(p) for p in plugin or ()))
-    paths = [path.expanduser() for path in records]
-    told = [tell(path, place, top) for path, place in zip(paths, share_places(places, paths), strict=True)]
+    told = tell_each([path.expanduser() for path in records], o.places_from(set_, dataset, plugin), top)
     made = make_gallery(told, choice, WAYS if direction == "both" else (direction,), top)
     page, pictures = render_gallery(made).encode(), draw_gallery(made)
     names = [

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petlbench.harness.cli import options as o
+from petlbench.harness.cli.records import complain, need_folder
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from petlbench.leaderboard.html_writer import Figure
-    from petlbench.leaderboard.load import Problem
-    from petlbench.leaderboard.table import Board
 
 
 def leaderboard(
-    results: Annotated[Path, typer.Option(metavar="DIR", help="Folder of records.")] = Path("results"),
+    results: o.Folder = Path("results"),
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where to write board.md, board.csv, ... (default: the results folder)."),
@@ -45,12 +46,10 @@ def leaderboard(
     """
     from rich.console import Console
 
-    from petlbench.harness.record import RecordError
     from petlbench.leaderboard.frame import to_json
     from petlbench.leaderboard.table import build_board
 
-    if not results.is_dir():
-        raise RecordError(f"{results}: no such folder; give the folder that `benchmark run` wrote with --results")
+    need_folder(results)
     wanted = _formats(formats)
     if as_json and wanted:
         raise typer.BadParameter("it prints one format and writes nothing; leave out --format", param_hint="--json")
@@ -58,8 +57,8 @@ def leaderboard(
         raise typer.BadParameter("it writes nothing; leave out --plots", param_hint="--json")
     if as_json:
         board = build_board(results)
-        typer.echo(to_json(board))
-        unreadable = _complain(board.problems)
+        typer.echo(to_json(board), nl=False)
+        unreadable = complain(board.problems)
     else:
         unreadable = publish(results, out or results, Console(), wanted, plots=plots)
     if unreadable and not skip_corrupt:
@@ -83,27 +82,18 @@ def publish(results: Path, out: Path, console: Console, formats: Sequence[str] =
 
     with collector_paused():
         board = build_board(results)
-        drawn, figures = _draw(board, out) if plots else ([], [])
+        drawn: list[Path] = []
+        figures: list[Figure] = []
+        if plots:
+            from petlbench.leaderboard.plots.write import page_figures, write_plots
+
+            drawn = write_plots(board, out)
+            figures = page_figures(board, out)
         paths = [*write_board(board, out, formats=formats or FORMATS, figures=figures), *drawn]
     render_console(board.tables, console)
     for path in paths:
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
-    return _complain(board.problems)
-
-
-def _draw(board: Board, out: Path) -> tuple[list[Path], list[Figure]]:
-    """Write all plots; the files, and those that the page shows."""
-    from petlbench.leaderboard.html_writer import Figure
-    from petlbench.leaderboard.plots.write import FOLDER, PAGE, caption, table_slugs, write_plots
-
-    paths = write_plots(board, out)
-    slugs = table_slugs(board)
-    places = [
-        (index, caption(name, table), out / FOLDER / slug / f"{name}.svg")
-        for index, (table, slug) in enumerate(zip(board.tables, slugs, strict=True))
-        for name in PAGE
-    ]
-    return paths, [Figure(said, path.read_bytes(), index) for index, said, path in places if path in paths]
+    return complain(board.problems)
 
 
 def _formats(given: Sequence[str] | None) -> list[str]:
@@ -115,9 +105,3 @@ def _formats(given: Sequence[str] | None) -> list[str]:
         if name not in WRITERS:
             raise typer.BadParameter(f"{name!r} is no format; choose from {', '.join(WRITERS)}", param_hint="--format")
     return list(dict.fromkeys(names))
-
-
-def _complain(problems: Sequence[Problem]) -> bool:
-    for problem in problems:
-        typer.secho(f"{'error' if problem.unreadable else 'warning'}: {problem.message}", fg="red", err=True)
-    return any(problem.unreadable for problem in problems)

@@ -1,4 +1,4 @@
-"""Options that `run` and `plan` share; each means the same as the key of that name in an experiment file."""
+"""Options that verbs share: of `run` and `plan`, each as the key of that name in an experiment file; of verbs that read records."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from petlbench.harness.experiment import Experiment
+    from petlbench.harness.retrial import Places
 
 WHAT, HOW, WHERE = "What to run", "How to run it", "Where"
 """Panels of the help page."""
@@ -110,6 +111,20 @@ Address = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Run again what is already recorded.", rich_help_panel=HOW)]
 
+Folder = Annotated[Path, typer.Option(metavar="DIR", help="Folder of records.")]
+Card = Annotated[
+    str | None,
+    typer.Option("--dataset", "-d", metavar="NAME", help="Data set of the records: a card's name or path."),
+]
+FilePlaces = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Places of the records' files, such as dataset.ucm.root=DIR."),
+]
+MethodFiles = Annotated[
+    list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A method file of your own (repeatable).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
 
 def experiment_from(
     methods: list[str] | None,
@@ -146,6 +161,13 @@ def experiment_from(
     if tuned and tuned_from is None:
         experiment.tuned = str(Path(experiment.results) / "search")
     return experiment
+
+
+def places_from(sets: list[str] | None, card: str | None, plugins: list[Path] | None) -> Places:
+    """Where the options of a verb that reads records say that things lie."""
+    from petlbench.harness.retrial import Places
+
+    return Places.from_sets(sets or [], card, tuple(str(p) for p in plugins or ()))
 
 
 def machine_sets(

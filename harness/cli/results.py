@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petlbench.harness.cli import options as o
+from petlbench.harness.cli.records import complain, fitting, need_folder
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from petlbench.leaderboard.load import Entry, Problem
+    from petlbench.leaderboard.load import Entry
     from petlbench.leaderboard.results_diff import FolderDiff
     from petlbench.leaderboard.results_merge import Plan
 
 results = typer.Typer(help="Check, merge and compare folders of records.", no_args_is_help=True)
 
-_WIDE = 120
-"""Terminals narrower than this get R@1 and mR only."""
 _SHOWN = 8
 """Keys named per differing trial, besides its recalls."""
-
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 @results.command("validate")
@@ -30,11 +29,9 @@ def validate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of records.")] = Path("results"),
     board: Annotated[
         bool,
-        typer.Option(
-            "--board", help="Also check that its board files (not the HTML page) are what the records produce."
-        ),
+        typer.Option("--board", help="Also check that its board files are what the records produce."),
     ] = False,
-    as_json: Json = False,
+    as_json: o.Json = False,
 ) -> None:
     """Check every record: schema, hash of its spec, name and place, ranks against recalls; and that no file is stray.
 
@@ -43,7 +40,7 @@ def validate(
     """
     from petlbench.leaderboard.results_validate import validate as check
 
-    _need_folder(folder)
+    need_folder(folder)
     report = check(folder, board=board)
     if as_json:
         import json
@@ -52,7 +49,7 @@ def validate(
         payload = {"ok": report.ok, "records": len(report.entries), "migrated": report.migrated, "problems": told}
         typer.echo(json.dumps(payload, indent=1, ensure_ascii=False))
     else:
-        _complain(report.problems)
+        complain(report.problems)
         done = sum(entry.record.status == "ok" for entry in report.entries)
         older = f", {len(report.migrated)} of an older schema version" if report.migrated else ""
         found = (
@@ -80,7 +77,7 @@ def merge(
     from petlbench.leaderboard.results_merge import merge as carry_out
 
     for folder in sources:
-        _need_folder(folder)
+        need_folder(folder)
     try:
         plan = plan_merge(sources, into)
         written = [] if dry_run and not plan.of("conflict") else carry_out(plan)  # raises where there are conflicts
@@ -99,7 +96,7 @@ def diff(
     tolerance: Annotated[
         float, typer.Option(min=0, metavar="X", help="Points by which recalls may differ and count as equal.")
     ] = 0.0,
-    as_json: Json = False,
+    as_json: o.Json = False,
 ) -> None:
     """Say which trials only one of two folders holds, and by how much shared trials differ (B minus A).
 
@@ -110,7 +107,7 @@ def diff(
     from petlbench.leaderboard.results_diff import diff_folders, to_dict
 
     for folder in (a, b):
-        _need_folder(folder)
+        need_folder(folder)
     loaded = [load_records(folder) for folder in (a, b)]
     found = diff_folders(loaded[0].entries, loaded[1].entries, tolerance)
     if as_json:
@@ -122,8 +119,7 @@ def diff(
 
         _render(found, a, b, tolerance, Console())
     problems = [problem for side in loaded for problem in side.problems]
-    _complain(problems)
-    if problems:
+    if complain(problems):
         raise typer.Exit(2)
     if not found.equal:
         raise typer.Exit(1)
@@ -151,14 +147,13 @@ def _render(found: FolderDiff, a: Path, b: Path, tolerance: float, console: Cons
     from rich.text import Text
 
     from petlbench.leaderboard import text
-    from petlbench.leaderboard.load import METRICS
 
     for side, entries in ((a, found.only_a), (b, found.only_b)):
         _list(f"only in {side}", entries, console)
     if found.differing:
         grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         grid.add_column("differing trial", overflow="fold", min_width=24)
-        shown = METRICS if console.width >= _WIDE else ("i2t_r1", "t2i_r1", "mR")
+        shown = fitting(console)
         for metric in shown:
             grid.add_column(text.metric(metric), justify="right", no_wrap=True)
         for trial in found.differing:
@@ -186,15 +181,3 @@ def _list(title: str, entries: Sequence[Entry], console: Console) -> None:
         console.print(f"{title}:", markup=False, highlight=False, soft_wrap=True)
     for entry in entries:
         console.print(f"  {entry.name}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _complain(problems: Sequence[Problem]) -> None:
-    for problem in problems:
-        typer.secho(f"error: {problem.message}", fg="red", err=True)
-
-
-def _need_folder(folder: Path) -> None:
-    from petlbench.harness.record import RecordError
-
-    if not folder.is_dir():
-        raise RecordError(f"{folder}: no such folder; give the folder that `benchmark run` wrote with --results")

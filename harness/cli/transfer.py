@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petlbench.harness.cli import options as o
+
 if TYPE_CHECKING:
     from petlbench.harness.transfer_record import TransferRecord
 
@@ -27,18 +29,10 @@ def transfer(
         Path | None,
         typer.Option(metavar="DIR", help="Results folder for the transfers (default: that of each record)."),
     ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", "-d", metavar="NAME", help="Data set of the records: a card's name or path."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Places of the records' files, such as dataset.ucm.root=DIR."),
-    ] = None,
-    plugin: Annotated[
-        list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A method file of your own (repeatable).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    dataset: o.Card = None,
+    set_: o.FilePlaces = None,
+    plugin: o.MethodFiles = None,
+    as_json: o.Json = False,
 ) -> None:
     """Test trained methods on the test split of another data set. Nothing is trained.
 
@@ -53,17 +47,14 @@ def transfer(
     import json
 
     from petlbench.harness.gallery_data import share_places
-    from petlbench.harness.retrial import Places
     from petlbench.harness.transfer import Transfers, open_target
 
     paths = list(dict.fromkeys(path.expanduser() for path in records))
-    given = Places.from_sets(set_ or [], dataset, tuple(str(p) for p in plugin or ()))
-    places = share_places(given, paths)
-    transfers = Transfers(open_target(to, root), given, _progress)
+    places = share_places(o.places_from(set_, dataset, plugin), paths)
+    transfers = Transfers(open_target(to, root), _progress)
     rows = []
-    for path, place in zip(paths, places, strict=True):
-        transfers.places = place
-        written, made = transfers.run(path, results.expanduser() if results else path.absolute().parents[2])
+    for path, own in zip(paths, places, strict=True):
+        written, made = transfers.run(path, own, results.expanduser() if results else None)
         rows.append({"record": str(path), "transfer": str(written), **_numbers(made)})
         if not as_json:
             _show(written, made)

@@ -8,25 +8,23 @@ from itertools import pairwise
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from petlbench.leaderboard.pairwise import LEVEL, Pairwise
+from petlbench.leaderboard.pairwise import Pairwise
 from petlbench.leaderboard.plots.families import FAMILIES, family_of
-from petlbench.leaderboard.plots.style import (
-    FAINT,
-    INK,
-    RULE,
-    Sheet,
-    explain_marks,
-    family_handles,
+from petlbench.leaderboard.plots.lists import (
+    explain_test,
     list_axis,
+    list_height,
+    list_labels,
     list_width,
-    marked,
-    names,
+    not_compared,
+    score_axis,
 )
+from petlbench.leaderboard.plots.style import FAINT, INK, Sheet, explain_marks, family_handles, names
 from petlbench.leaderboard.table import Table
 
 TITLE = "Rows that cannot be told apart"
 
-_ROW, _PLOT, _COLUMN, _LEGEND = 0.19, 4.4, 0.17, 0.42
+_PLOT, _COLUMN, _LEGEND = 4.4, 0.17, 0.42
 _SHOWN = 24
 """Columns of groups; a table with more is read in the win matrix."""
 
@@ -37,13 +35,12 @@ def draw(table: Table) -> Figure | None:
     if pairs is None:
         return None
     rows = list(pairs.rows)
-    named = names(table.rows)
-    labels = [f"{row.rank}  {marked(row, named[row.group.key])}" for row in rows]
+    labels = list_labels(rows, names(table.rows))
     groups = [group for group in pairs.groups if len(group) > 1]
     left = list_width(labels)
     columns = pack(groups)
     side = max(1.1, _COLUMN * min(max(columns, default=0) + 1, _SHOWN) + 0.3)
-    height = max(len(rows), 3) * _ROW
+    height = list_height(rows)
     hidden = sum(column >= _SHOWN for column in columns)
     sheet = Sheet(table, TITLE, left + _PLOT + side + 0.2, _LEGEND + height + 0.5, _notes(table, pairs, hidden))
     axes = sheet.axes(left, _LEGEND, _PLOT, height)
@@ -57,11 +54,7 @@ def draw(table: Table) -> Figure | None:
             [row.mean["mR"]], [place], marker=family.marker, ms=5.5, mfc=family.colour, mec=INK, mew=0.6, zorder=3
         )
         ends += [row.mean["mR"], *(row.interval or ())]
-    pad = 0.04 * (max(ends) - min(ends)) or 1.0
-    axes.set_xlim(max(0.0, min(ends) - pad), min(100.0, max(ends) + pad))
-    axes.set_xlabel("mean recall mR on test (%)")
-    axes.grid(axis="x", color=RULE, lw=0.5)
-    axes.set_axisbelow(True)
+    score_axis(axes, ends)
     beside = sheet.axes(left + _PLOT + 0.1, _LEGEND, side - 0.1, height)
     beside.set_axis_off()
     beside.set_ylim(axes.get_ylim())
@@ -95,18 +88,12 @@ def _group(axes: Axes, x: float, group: tuple[int, ...]) -> None:
 
 
 def _notes(table: Table, pairs: Pairwise, hidden: int) -> list[str]:
-    named = names(table.rows)
     notes = [
         "Each black line is a group: no two rows with a dot on it differ. Two rows that share no line differ "
-        f"(sign-flip test over {pairs.images:,} test images, {pairs.flips:,} flips, Holm-corrected over {pairs.pairs:,} "
-        f"pair{'s' * (pairs.pairs != 1)}, level {100 * LEVEL:g} %).",
+        f"({explain_test(pairs)}).",
         "Coloured lines are 95 % bootstrap intervals over the test images, for these seeds. Two intervals may overlap although "
         "the rows differ, for the test compares the rows image by image.",
     ]
     if hidden:
         notes.append(f"{hidden} more group{'s are' if hidden > 1 else ' is'} not drawn; see the win matrix.")
-    if pairs.left_out:
-        notes.append(f"Not compared: {', '.join(named[row.group.key] for row in pairs.left_out)}.")
-    if said := explain_marks(pairs.rows):
-        notes.append(said)
-    return notes
+    return [*notes, *not_compared(pairs, table.rows), *explain_marks(pairs.rows)]

@@ -9,15 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from petlbench.leaderboard import text
+from petlbench.leaderboard.emphasis import Top, tops
 from petlbench.leaderboard.load import METRICS
+from petlbench.leaderboard.plots.lists import figures_beside, list_axis, list_height, list_labels, list_width
 from petlbench.leaderboard.plots.style import (
     INK,
     Sheet,
     best_rows,
     explain_marks,
-    list_axis,
-    list_width,
-    marked,
     names,
     tint,
 )
@@ -33,21 +32,21 @@ _LINES = {  # looks of the reference rows, by the first word of their name
     "oracle": {"color": INK, "lw": 1.0, "ls": (0, (4, 1.5))},
     "chance": {"color": INK, "lw": 1.0, "ls": (0, (1, 1.2))},
 }
-_ROW, _PANEL, _FIGURES, _GAP, _LEGEND = 0.185, 1.02, 0.31, 0.44, 0.62
+_PANEL, _FIGURES, _GAP, _LEGEND = 1.02, 0.31, 0.44, 0.62
 
 
 def draw(table: Table) -> Figure | None:
     """Bars of R@1, R@5 and R@10 in both directions, rows in the order of their mR."""
     rows, cut = best_rows(table.rows)
-    named = names(rows)
-    labels = [f"{row.rank}  {marked(row, named[row.group.key])}" for row in rows]
+    best = tops(rows)
+    labels = list_labels(rows, names(rows))
     left = list_width(labels)
     width = left + 6 * (_PANEL + _GAP) + 0.16
-    height = max(len(rows), 3) * _ROW
+    height = list_height(rows)
     notes = [
         "Bars and figures are means over the seeds, percent; strokes are plus and minus one standard deviation over the "
         "seeds. Rows in the order of mR.",
-        *([explain_marks(rows)] if explain_marks(rows) else []),
+        *explain_marks(rows),
         *cut,
     ]
     sheet = Sheet(table, TITLE, width, _LEGEND + height + 0.48, notes)
@@ -55,7 +54,7 @@ def draw(table: Table) -> Figure | None:
         at = left + place * (_PANEL + _GAP) + (0.1 if metric.startswith("t2i") else 0)
         axes = sheet.axes(at, _LEGEND, _PANEL, height)
         list_axis(axes, labels if not place else [""] * len(rows))
-        _bars(axes, rows, metric)
+        _bars(axes, rows, metric, best[metric])
         axes.set_title(f"R@{metric[5:]}", fontsize=8.5, pad=4)
         if metric.endswith("_r1"):
             sheet.text(at, _LEGEND - 0.27, _DIRECTIONS[metric[:3]], size=9, weight="bold", va="bottom")
@@ -75,25 +74,15 @@ def draw(table: Table) -> Figure | None:
     return sheet.figure
 
 
-def _bars(axes: Axes, rows: list[Row], metric: str) -> None:
+def _bars(axes: Axes, rows: list[Row], metric: str, best: Top) -> None:
     colour = _COLOURS[metric[:3]]
-    best = max(row.mean[metric] for row in rows)
     for place, row in enumerate(rows):
         mean, sd = row.mean[metric], row.sd[metric]
         axes.barh(place, mean, height=0.72, color=tint(colour, 0.42), lw=0, zorder=2)
         if sd:
             axes.hlines(place, mean - sd, mean + sd, color=INK, lw=0.9, zorder=3)
-        axes.annotate(
-            text.percent(mean, 1),
-            (1, place),
-            (_FIGURES * 72, 0),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=6.6,
-            fontweight="bold" if mean == best else "normal",
-        )
+        weight = "bold" if best.place(mean) == "best" else "normal"
+        figures_beside(axes, place, text.percent(mean, 1), _FIGURES, fontsize=6.6, fontweight=weight)
     axes.set_xlim(0, 102)
     axes.set_xticks([0, 50, 100])
     axes.set_xlabel("recall (%)", fontsize=7)

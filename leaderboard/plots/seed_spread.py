@@ -8,24 +8,20 @@ from matplotlib.patches import Patch
 
 from petlbench.leaderboard import text
 from petlbench.leaderboard.plots.families import FAMILIES, family_of
-from petlbench.leaderboard.plots.style import (
-    INK,
-    RULE,
-    Sheet,
-    best_rows,
-    explain_marks,
-    family_handles,
+from petlbench.leaderboard.plots.lists import (
+    figures_beside,
     list_axis,
+    list_height,
+    list_labels,
     list_width,
-    marked,
-    names,
-    tint,
+    score_axis,
 )
+from petlbench.leaderboard.plots.style import INK, Sheet, best_rows, explain_marks, family_handles, names, tint
 from petlbench.leaderboard.table import Table
 
 TITLE = "Mean recall of every seed"
 
-_ROW, _PLOT, _NUMBERS, _LEGEND = 0.19, 5.2, 1.0, 0.42
+_PLOT, _NUMBERS, _LEGEND = 5.2, 1.0, 0.42
 
 
 def draw(table: Table) -> Figure | None:
@@ -33,14 +29,13 @@ def draw(table: Table) -> Figure | None:
     rows, cut = best_rows(table.rows)
     if all(row.n < 2 for row in rows):
         return None
-    named = names(rows)
-    labels = [f"{row.rank}  {marked(row, named[row.group.key])}" for row in rows]
+    labels = list_labels(rows, names(rows))
     left = list_width(labels)
-    height = max(len(rows), 3) * _ROW
+    height = list_height(rows)
     notes = [
         "Open markers are single seeds, the vertical stroke is their mean; at the right mean ± sample standard deviation over "
         "the seeds. Pale bars are 95 % bootstrap intervals over the test images, for these seeds.",
-        *([explain_marks(rows)] if explain_marks(rows) else []),
+        *explain_marks(rows),
         *cut,
     ]
     sheet = Sheet(table, TITLE, left + _PLOT + _NUMBERS + 0.2, _LEGEND + height + 0.5, notes)
@@ -66,21 +61,8 @@ def draw(table: Table) -> Figure | None:
             zorder=4,
         )
         ends += [*row.seed_scores, *(row.interval or ())]
-        axes.annotate(
-            text.spread(row.mean["mR"], row.sd["mR"]),
-            (1, place),
-            (_NUMBERS * 72, 0),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=7,
-        )
-    pad = 0.04 * (max(ends) - min(ends)) or 1.0
-    axes.set_xlim(max(0.0, min(ends) - pad), min(100.0, max(ends) + pad))
-    axes.grid(axis="x", color=RULE, lw=0.5)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("mean recall mR on test (%)")
+        figures_beside(axes, place, text.spread(row.mean["mR"], row.sd["mR"]), _NUMBERS, fontsize=7)
+    score_axis(axes, ends)
     handles = [
         *family_handles(rows, hollow=True),
         Line2D([], [], color=INK, lw=1.4, ls="none", marker="|", ms=8, mew=1.4, label="mean"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -163,15 +163,10 @@ def best_rows(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     return ordered[:MAX_ROWS], [f"The best {MAX_ROWS} rows are shown; {cut} more are not."] if cut > 0 else []
 
 
-def marked(row: Row, name: str) -> str:
-    """A name with the board's marks."""
-    return f"{name} {marks(row)}".rstrip()
-
-
-def explain_marks(rows: Sequence[Row]) -> str:
-    """What the marks of these rows mean; empty without any."""
+def explain_marks(rows: Sequence[Row]) -> list[str]:
+    """What the marks of these rows mean, in one paragraph; none without any."""
     used = "".join(marks(row) for row in rows)
-    return "  ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)
+    return ["  ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)] if used else []
 
 
 def drawable(said: str) -> str:
@@ -203,22 +198,6 @@ def save(figure: Figure, kind: str, about: str) -> bytes:
     metadata = {"Date": None, "Creator": None, "Title": about} if kind == "svg" else {"Software": None}
     figure.savefig(buffer, format=kind, dpi=_PNG_DPI, metadata=metadata)
     return buffer.getvalue()
-
-
-def list_axis(axes: Axes, labels: Sequence[str], colour: Callable[[int], str] = lambda place: INK) -> None:
-    """Rows from top to bottom along y, named at the left, with a hairline under each."""
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_yticks(range(len(labels)), [drawable(label) for label in labels])
-    axes.tick_params(axis="y", length=0, pad=4)
-    for place, label in enumerate(axes.get_yticklabels()):
-        label.set_color(colour(place))
-    axes.spines["left"].set_visible(False)
-    axes.hlines(range(len(labels)), 0, 1, transform=axes.get_yaxis_transform(), color=RULE, lw=0.5, zorder=0)
-
-
-def list_width(labels: Sequence[str]) -> float:
-    """Inches that the names of :func:`list_axis` need at the left."""
-    return 0.35 + max(_inches(drawable(label), 7.5) for label in labels)
 
 
 def family_handles(rows: Sequence[Row], hollow: bool = False) -> list[Artist]:
@@ -258,7 +237,7 @@ def wrap(said: str, width: float, size: float) -> list[str]:
     lines: list[str] = []
     for word in drawable(said).split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _inches(longer, size) <= 0.96 * width:
+        if lines and inches(longer, size) <= 0.96 * width:
             lines[-1] = longer
         else:
             lines.append(word)
@@ -270,7 +249,7 @@ def _always(table: Table) -> list[str]:
     return [_MEAN_RECALL, *([TOY] if is_toy(table.setting.dataset, backbones) else [])]
 
 
-def _inches(said: str, size: float) -> float:
+def inches(said: str, size: float) -> float:
     """Width of a line of text; kerning, which only takes away, is left out."""
     return sum(map(_advance, said)) * size / 72
 

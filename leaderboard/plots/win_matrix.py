@@ -15,8 +15,8 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
-from petlbench.leaderboard.pairwise import LEVEL
-from petlbench.leaderboard.plots.style import INK, Sheet, drawable, list_width, names
+from petlbench.leaderboard.plots.lists import explain_test, list_width, not_compared
+from petlbench.leaderboard.plots.style import INK, Sheet, drawable, names
 from petlbench.leaderboard.table import Table
 
 TITLE = "Wins on the same images"
@@ -45,9 +45,8 @@ def draw(table: Table) -> Figure | None:
         "Read along a row: the share of test images, percent, on which the method named at the left does better than the one of "
         "that rank at the top (more of the image's queries answered, both directions, averaged over the seeds). The rest of "
         "the images are equal or go the other way.",
-        f"Framed, in bold: the two differ in mR (sign-flip test over {pairs.images:,} images, {pairs.flips:,} flips, "
-        f"Holm-corrected over {pairs.pairs:,} pair{'s' * (pairs.pairs != 1)}, level {100 * LEVEL:g} %).",
-        *([f"Not compared: {', '.join(named[row.group.key] for row in pairs.left_out)}."] if pairs.left_out else []),
+        f"Framed, in bold: the two differ in mR ({explain_test(pairs)}).",
+        *not_compared(pairs, table.rows),
     ]
     sheet = Sheet(table, TITLE, width, top + size + 0.15, notes)
     axes = sheet.axes(left, top, size, size)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from petlbench.harness.record import write_atomically
+from petlbench.leaderboard.html_writer import Figure as PageFigure
 from petlbench.leaderboard.plots import (
     critical_difference,
     learning_curves,
@@ -59,7 +60,8 @@ def write_plots(
 ) -> list[Path]:
     """Write every plot of every table below ``out_dir/plots``; equal boards give equal bytes.
 
-    A plot for which a table holds too little (no second seed, no learning curve) is left out of its folder.
+    A plot for which a table holds too little (no second seed, no learning curve) is left out of its folder; an older file
+    of that name goes.
 
     Args:
         board: With its tables.
@@ -80,40 +82,32 @@ def write_plots(
     for kind in endings:
         _known(kind, KINDS, "kind of picture")
     rendered = {
-        out_dir / FOLDER / slug / f"{name}.{kind}": content
+        _place(out_dir, slug, name, kind): content
         for table, slug in zip(board.tables, table_slugs(board), strict=True)
         for name in wanted
         for kind, content in _render(name, table, endings).items()
     }
-    for (
-        path,
-        content,
-    ) in rendered.items():  # after the last was drawn, so that an error leaves the old files as they were
-        write_atomically(path, content)
-    return list(rendered)
+    # After the last was drawn, so that an error leaves the old files as they were.
+    for path, content in rendered.items():
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_atomically(path, content)
+    return [path for path, content in rendered.items() if content is not None]
 
 
-def render_svg(plot: str, table: Table) -> str | None:
-    """One plot of one table as the text of an SVG file, for a page that shows it as a picture.
-
-    Args:
-        plot: Key of :data:`PLOTS`.
-        table: What to draw.
-
-    Returns:
-        None where the table has nothing to show in this plot.
-
-    Raises:
-        ValueError: Unknown plot.
-    """
-    _known(plot, PLOTS, "plot")
-    content = _render(plot, table, ["svg"]).get("svg")
-    return None if content is None else content.decode()
+def page_figures(board: Board, out_dir: Path) -> list[PageFigure]:
+    """The plots of :data:`PAGE` that :func:`write_plots` left below ``out_dir/plots``, for the HTML page."""
+    places = [
+        (index, caption(name, table), _place(out_dir, slug, name, "svg"))
+        for index, (table, slug) in enumerate(zip(board.tables, table_slugs(board), strict=True))
+        for name in PAGE
+    ]
+    return [PageFigure(said, path.read_bytes(), index) for index, said, path in places if path.is_file()]
 
 
 def caption(plot: str, table: Table) -> str:
     """What a plot shows of which table, one line of plain text, for those who cannot see it too."""
-    _known(plot, PLOTS, "plot")
     return f"{PLOTS[plot].title}: {describe(table)}"
 
 
@@ -126,10 +120,15 @@ def table_slugs(board: Board) -> list[str]:
     ]
 
 
-def _render(plot: str, table: Table, kinds: Iterable[str]) -> dict[str, bytes]:
+def _place(out_dir: Path, slug: str, plot: str, kind: str) -> Path:
+    return out_dir / FOLDER / slug / f"{plot}.{kind}"
+
+
+def _render(plot: str, table: Table, kinds: Iterable[str]) -> dict[str, bytes | None]:
+    """Kind to content; None where the table has nothing to show."""
     with styled():
         figure = PLOTS[plot].draw(table)
-        return {} if figure is None else {kind: save(figure, kind, caption(plot, table)) for kind in kinds}
+        return {kind: None if figure is None else save(figure, kind, caption(plot, table)) for kind in kinds}
 
 
 def _slug(title: str) -> str:
