@@ -102,6 +102,19 @@ def test_a_name_column_goes_before_stored_names(tmp_path):
     refused(lambda: read_huggingface(tmp_path / "set", HuggingFaceOptions(name_column="kode")), "`kode`", "code")
 
 
+def test_names_that_stand_for_different_pictures_are_not_taken(tmp_path):
+    saved(tmp_path / "set", train=columns(1, 2, name=["port", "port"]))
+    assert names(read_huggingface(tmp_path / "set")["train"]) == ["p_1.png", "p_2.png"], "found, but of no use"
+    named = HuggingFaceOptions(name_column="name")
+    refused(lambda: read_huggingface(tmp_path / "set", named), "`name`", "'port'", "different pictures")
+
+
+def test_a_name_that_is_missing_is_refused(tmp_path):
+    saved(tmp_path / "set", train=columns(1, 2, code=["lake_1", None]))
+    named = HuggingFaceOptions(name_column="code")
+    refused(lambda: read_huggingface(tmp_path / "set", named), "train[1]", "`code` is empty")
+
+
 def test_a_folder_of_pictures_with_metadata(tmp_path):
     for part, seed in (("train", 1), ("test", 2)):
         write_picture(tmp_path / "set" / part / f"p_{seed}.png", seed=seed)

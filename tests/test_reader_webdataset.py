@@ -146,6 +146,15 @@ def test_cut_off_files_are_found(tmp_path, keep):
     refused(lambda: read_webdataset(path), str(path), "cut off", "copy it again")
 
 
+def test_a_tar_file_may_end_in_a_folder(tmp_path):
+    path = write_tar(tmp_path / "train.tar", samples(1))
+    with tarfile.open(path, "a") as tar:
+        folder = tarfile.TarInfo("empty")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    assert names(read_webdataset(tmp_path)["train"]) == ["p_001.png"]
+
+
 def test_packed_and_foreign_files(tmp_path):
     path = tmp_path / "train.tar.gz"
     with tarfile.open(path, "w:gz"):

@@ -187,30 +187,43 @@ def _names(source: Source, part: str, column: str, options: HuggingFaceOptions) 
                 f"{source.place}: {part}[{row}]: column `{column}` holds no picture; fill it or drop the row"
             )
     named = options.name_column or next((name for name in NAMES if name in data.column_names), None)
-    if options.name_column is not None and options.name_column not in data.column_names:
+    if named is not None and named not in data.column_names:
         raise DataError(f"{source.place}: {part}: no column `{named}`; the columns are {', '.join(data.column_names)}")
     if named is not None:
-        return [str(name) for name in data.select_columns([named])[:][named]], files
-    if all(paths) and (names := _file_names(paths, files, source, part, column)) is not None:
-        return names, files
+        cells = list(data.select_columns([named])[:][named])
+        if None in cells:
+            raise DataError(
+                f"{source.place}: {part}[{cells.index(None)}]: column `{named}` is empty; name every picture"
+            )
+        names = [str(cell) for cell in cells]
+        if (twice := _ambiguous(names, files, source, part, column)) is None:
+            return names, files
+        if options.name_column is not None:
+            raise DataError(
+                f"{source.place}: {part}: column `{named}` names different pictures {twice!r}; name a column (option "
+                "name_column) that tells them apart"
+            )
+    if all(paths):
+        names = [PurePosixPath(path).name for path in paths]
+        if _ambiguous(names, files, source, part, column) is None:
+            return names, files
+        if all(files):
+            base = Path(source.place)
+            return [f.relative_to(base).as_posix() if f.is_relative_to(base) else str(f) for f in files if f], files
     return [f"{part}-{row:06d}" for row in range(len(data))], files
 
 
-def _file_names(paths: list[str], files: list[Path | None], source: Source, part: str, column: str) -> list[str] | None:
-    """Names of the files that pictures come from; None where one name stands for different pictures."""
-    names = [PurePosixPath(path).name for path in paths]
+def _ambiguous(names: list[str], files: list[Path | None], source: Source, part: str, column: str) -> str | None:
+    """The first name that stands for different pictures, told by their files, else by their content; or None."""
+
+    def mark(row: int) -> Path | bytes:
+        content = StoredImage(source, part, column, row, names[row]).content
+        return files[row] or hashlib.sha256(content()).digest()
+
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(names):
         rows[name].append(row)
-    base = Path(source.place)
-    if all(files) and any(len({files[row] for row in listed}) > 1 for listed in rows.values()):
-        return [f.relative_to(base).as_posix() if f.is_relative_to(base) else str(f) for f in files if f is not None]
-    stored = [row for listed in rows.values() if len(listed) > 1 for row in listed if files[row] is None]
-    marks = {
-        row: hashlib.sha256(StoredImage(source, part, column, row, names[row]).content()).digest() for row in stored
-    }
-    different = any(len({marks.get(row) for row in listed}) > 1 for listed in rows.values())
-    return None if different else names
+    return next((name for name, listed in rows.items() if len(listed) > 1 and len(set(map(mark, listed))) > 1), None)
 
 
 def _allowed(path: Path, source: Source) -> Path:
