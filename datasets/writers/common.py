@@ -54,12 +54,11 @@ def place_pictures(splits: Mapping[str, Split], pictures: Literal["auto", "refer
     """
     images = [image for split in splits.values() for image in split.images]
     bases = {_base(image) for image in images}
-    suffixes = {
-        (image.path.suffix, PurePosixPath(image.name).suffix) for image in images if isinstance(image, FileImage)
-    }
-    other = next(iter(suffixes))[0] if suffixes and all(real != told for real, told in suffixes) else None
-    fits = len(bases) == 1 and None not in bases and (len({real for real, _ in suffixes}) == 1 or other is None)
-    options = {"extension": other.lstrip(".")} if other and len({real for real, _ in suffixes}) == 1 else {}
+    files = [image for image in images if isinstance(image, FileImage)]
+    suffixes = {image.path.suffix for image in files}
+    renamed = any(image.path.suffix != PurePosixPath(image.name).suffix for image in files)
+    options = {"extension": suffixes.pop().lstrip(".")} if renamed and len(suffixes) == 1 else {}
+    fits = len(bases) == 1 and None not in bases and (bool(options) or not renamed)
     if pictures == "refer" and not fits:
         raise DataError(
             "the pictures are not files of one folder under their own names, so they cannot be left where they are; write them "
