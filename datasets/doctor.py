@@ -77,8 +77,10 @@ def examine(
         found += _against_card(split, card)
         found += text_findings(split, reports[name], splits.get("train"), card)
         found += _reference_findings(name, reports[name])
-    for name in card.expected.keys() - splits.keys():
-        found.append(finding("D003", name, "the split is missing", "The card expects it; check the annotation files."))
+    for name in card.expected:
+        if name not in splits:
+            message = "the split is missing"
+            found.append(finding("D003", name, message, "The card expects it; check the annotation files."))
     if {"D040", "D041"} & set(codes):
         found += near_findings(splits)
     if against is not None:

@@ -226,6 +226,12 @@ def test_places_in_tables_and_lists(tmp_path):
     assert places(doctor(tmp_path / "nwpu"), "D019") == {("dataset_nwpu.json", "sea[0].raw_1")}
 
 
+def test_places_where_rows_hold_lists(tmp_path):
+    rows = [{"image": "a.jpg", "caption": listed} for listed in (["x", "two  words"], ["y"])]
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+    assert places(doctor(tmp_path), "D019") == {("captions.json", "[0]")}
+
+
 def test_places_inside_other_files(tmp_path):
     card, root = small_set(tmp_path)
     text = (root / "set.json").read_text().replace("number 3 seen from above", "two  ships")
@@ -268,6 +274,12 @@ def test_markup_in_captions_is_text(tmp_path):
     )
     called = call("data", "doctor", card, "--root", root, "--no-pixels")
     assert called.code == 0 and "[red]  x[/nope]" in called.out.replace("\n", "")
+
+
+def test_markup_in_the_name_of_a_folder_is_text(tmp_path):
+    karpathy_set(tmp_path / "a [red] set")
+    called = call("data", "doctor", tmp_path / "a [red] set")
+    assert called.code == 0 and "a [red] set (a-red-set)" in called.out
 
 
 # Another set

@@ -67,6 +67,7 @@ def write_annotations(
     stem: str | None = None,
     *,
     pictures: Literal["auto", "refer", "copy"] = "auto",
+    beside: Mapping[str, str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
@@ -79,6 +80,7 @@ def write_annotations(
         kind: A key of :data:`KINDS`.
         stem: What the file names begin with.
         pictures: Whether the pictures are copied; see :func:`petlbench.datasets.writers.common.place_pictures`.
+        beside: Further texts to write, by file name.
         force: Overwrite files that are there.
         progress: Called while pictures are copied.
 
@@ -93,12 +95,15 @@ def write_annotations(
     folder = Path(folder).expanduser().absolute()
     stem = checked_stem(stem, how.stem(card.name))
     splits = {name: split for name, split in splits.items() if split.images}
-    names = [*how.files(stem, splits), f"{stem}.yaml"]
+    beside = beside or {}
+    names = [*how.files(stem, splits), *beside, f"{stem}.yaml"]
     place = place_pictures(splits, pictures)
     refuse_to_overwrite(folder, [*names, *([IMAGES] if place.copied else [])], force)
     check_names(splits)
     with aside(folder) as work, writable(folder):
         how.write(splits, work, stem)
+        for name, text in beside.items():
+            (work / name).write_text(text, encoding="utf-8")
         if place.copied:
             copy_pictures(splits, work, place, how.by_split, progress)
         form, annotations, options = how.card(stem)

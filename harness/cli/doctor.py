@@ -167,7 +167,8 @@ def _fix(
     mended = mend(splits, report.findings, codes)
     # Counts are those of the new card, so they are not compared with the old one's.
     bare = card.model_copy(update={"expected": {}})
-    left = {place: look for place, look in seen.items() if place in _names(mended.splits)}
+    kept_places = {(name, image.name) for name, split in mended.splits.items() for image in split.images}
+    left = {place: look for place, look in seen.items() if place in kept_places}
     after = examine(mended.splits, bare, bool(seen), looks=left, against=other, codes=wanted)
     if still := sorted({one.code for one in after.findings} & set(codes)):
         raise DataError(f"{', '.join(still)}: is still found once mended; leave it to --ignore and mend it by hand")
@@ -186,7 +187,3 @@ def _fix(
     typer.echo(f"pictures: {', '.join(f'{name} {number}' for name, number in kept.items())}", err=True)
     typer.echo(f"Read it by: -d {written[-1]}", err=True)
     return after
-
-
-def _names(splits: Mapping[str, Split]) -> set[tuple[str, str]]:
-    return {(name, image.name) for name, split in splits.items() for image in split.images}
