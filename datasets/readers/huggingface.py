@@ -21,10 +21,10 @@ from PIL import Image
 from petlbench.datasets.cache import cache_folder
 from petlbench.datasets.options import FileOptions, HuggingFaceOptions
 from petlbench.datasets.readers.columns import Row, choose, gather
-from petlbench.datasets.readers.common import make_splits, without_blanks
+from petlbench.datasets.readers.common import Entry, make_splits
 from petlbench.datasets.readers.split_files import split_named
 from petlbench.datasets.readers.stored_picture import decoded
-from petlbench.datasets.split import SPLITS, DataError, FileImage, ImageRef, Split
+from petlbench.datasets.split import DataError, FileImage, ImageRef, Split
 
 NAMES = ("file_name", "filename", "image_name", "name", "image_id")
 """Columns that usually name a picture."""
@@ -108,8 +108,8 @@ def read_huggingface(folder: Path | None, options: HuggingFaceOptions | None = N
     source = Source(str(folder), config=options.config)
     if options.repo is not None:
         source = Source(options.repo, hub=True, config=options.config, revision=options.revision)
-    entries: dict[str, list[Any]] = {}
-    images: dict[str, ImageRef] = {}
+    entries: dict[str, list[Entry]] = {}
+    known: set[str] = set()
     for part in _load(source):
         split = options.splits.get(part) or split_named(part)
         if split is None and len(_load(source)) > 1:
@@ -119,24 +119,18 @@ def read_huggingface(folder: Path | None, options: HuggingFaceOptions | None = N
             )
         if split == "drop":
             continue
-        found, pictures = _read_part(source, part, split or "train", options)
-        for name, listed in found.items():
-            entries.setdefault(name, []).extend(listed)
-        if both := images.keys() & pictures.keys():
+        found = _read_part(source, part, split or "train", options)
+        names = {entry.name for entry in found}
+        if both := known & names:
             raise DataError(f"{source.place}: the picture {min(both)!r} is in two splits; a picture belongs to one")
-        images |= pictures
+        known |= names
+        entries.setdefault(split or "train", []).extend(found)
     if not entries:
         raise DataError(f"{source.place}: no rows to read")
-    splits = make_splits({name: entries[name] for name in SPLITS if name in entries}, Path(), FileOptions(blank="keep"))
-    for name, split_ in splits.items():
-        whole = replace(split_, images=tuple(images[image.name] for image in split_.images))
-        splits[name] = without_blanks(whole) if options.blank == "drop" else whole
-    return splits
+    return make_splits(entries, Path(), FileOptions(blank=options.blank))
 
 
-def _read_part(
-    source: Source, part: str, split: str, options: HuggingFaceOptions
-) -> tuple[dict[str, list[Any]], dict[str, ImageRef]]:
+def _read_part(source: Source, part: str, split: str, options: HuggingFaceOptions) -> list[Entry]:
     datasets = _library()
     data = _load(source)[part]
     told = f"{source.place}: {part}"
@@ -162,12 +156,11 @@ def _read_part(
         Row(f"{told}[{row}]", {column: names[row], **{key: cells[key][row] for key in wanted}})
         for row in range(len(data))
     ]
-    entries = gather(rows, replace(chosen, split=None), options, split)
     images: dict[str, ImageRef] = {}
-    for row, name in enumerate(names):
-        file = files[row]
+    for row, (name, file) in enumerate(zip(names, files, strict=True)):
         images.setdefault(name, StoredImage(source, part, column, row, name) if file is None else FileImage(file, name))
-    return entries, images
+    entries = gather(rows, replace(chosen, split=None), options, split)[split]
+    return [replace(entry, image=images[entry.name]) for entry in entries]
 
 
 def _names(source: Source, part: str, column: str, options: HuggingFaceOptions) -> tuple[list[str], list[Path | None]]:
