@@ -164,24 +164,25 @@ def checked_stem(stem: str | None, default: str) -> str:
 
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
-    """A folder inside ``folder`` for what is not complete yet; gone afterwards."""
-    with writable(folder):
+    """A folder inside ``folder`` for what is not complete yet; what is in it at the end is moved out of it.
+
+    Annotations are moved last, so that what reads them finds their pictures.
+
+    Raises:
+        DataError: Something cannot be written; says what to do. Nothing is left behind.
+    """
+    with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".exporting-", dir=folder))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def move_into_place(work: Path, folder: Path) -> None:
-    """Move all files, annotations last, so that what reads them finds their pictures."""
-    with writable(folder):
-        files = sorted((path for path in work.rglob("*") if path.is_file()), key=lambda p: (p.parent == work, p))
-        for path in files:
-            target = folder / path.relative_to(work)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
+        try:
+            yield work
+            files = sorted((path for path in work.rglob("*") if path.is_file()), key=lambda p: (p.parent == work, p))
+            for path in files:
+                target = folder / path.relative_to(work)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def card_facts(card: Card, name: str, splits: Mapping[str, Split]) -> dict[str, Any]:
@@ -213,7 +214,7 @@ def class_names(split: Split) -> list[str | None]:
 
 
 @contextmanager
-def writable(folder: Path) -> Iterator[None]:
+def _writable(folder: Path) -> Iterator[None]:
     """Say what to do when the folder cannot be written."""
     try:
         yield
