@@ -13,8 +13,6 @@ from petlbench.harness.cli.data_options import Name, Root, Sets, advance, bars, 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rich.console import Console
-
     from petlbench.datasets.card import Card
     from petlbench.datasets.doctor import Against, DoctorReport
     from petlbench.datasets.doctor_pictures import Looks
@@ -66,6 +64,7 @@ def doctor(
 
     from petlbench.datasets.doctor import examine, lenient, look_at, render
     from petlbench.datasets.findings import CODES, chosen_codes
+    from petlbench.datasets.fix import keep_out
     from petlbench.datasets.load import load
     from petlbench.datasets.places import Places
     from petlbench.datasets.registry import options_model
@@ -78,7 +77,7 @@ def doctor(
     meant = card.model_copy(update={"options": {**card.options, **given}})
     checked(options_model(card.format), meant.options, f"options of data set {card.name}")
     if fix is not None:
-        _refuse_data_folder(fix, card, root)
+        keep_out(Path(fix).expanduser().absolute(), _data_folders(meant, root))
     read = {**given, **lenient(card)}
     splits = load(card, root, **read)
     seen: Looks = {}
@@ -87,9 +86,7 @@ def doctor(
         if pixels:
             task = bar.add_task("pictures", total=sum(len(split.images) for split in splits.values()))
             seen = look_at(splits, partial(advance, bar, task))
-        other = None
-        if against is not None:
-            other = _other(against, pixels, bar)
+        other = None if against is None else _other(against, pixels, bar)
     places = Places.of(card, root, read, splits)
     report = examine(splits, meant, pixels, looks=seen, against=other, codes=wanted, places=places)
     if as_json:
@@ -105,6 +102,7 @@ def doctor(
 def _other(against: str, pixels: bool, bar: Any) -> Against:
     """The set to compare with."""
     from petlbench.datasets.doctor import Against, lenient, look_at
+    from petlbench.datasets.doctor_pictures import bad_pictures
     from petlbench.datasets.load import load
 
     name, _, folder = against.partition("=") if not Path(against).exists() else (against, "", "")
@@ -114,17 +112,9 @@ def _other(against: str, pixels: bool, bar: Any) -> Against:
     if pixels:
         task = bar.add_task(f"pictures of {card.name}", total=sum(len(split.images) for split in splits.values()))
         seen = look_at(splits, partial(advance, bar, task))
-        from petlbench.datasets.doctor_pictures import bad_pictures
-
         if bad := len(bad_pictures(seen)):
             typer.echo(f"{card.name}: {bad:,} of {len(seen):,} pictures cannot be used, and are not compared", err=True)
     return Against(card.name, splits, seen)
-
-
-def _refuse_data_folder(fix: str, card: Card, root: str | None) -> None:
-    from petlbench.datasets.fix import keep_out
-
-    keep_out(Path(fix).expanduser().absolute(), _data_folders(card, root))
 
 
 def _data_folders(card: Card, root: str | None) -> list[Path]:
@@ -172,8 +162,7 @@ def _fix(
     after = examine(mended.splits, bare, bool(seen), looks=left, against=other, codes=wanted)
     if still := sorted({one.code for one in after.findings} & set(codes)):
         raise DataError(f"{', '.join(still)}: is still found once mended; leave it to --ignore and mend it by hand")
-    console: Console = Console(stderr=True)
-    with bars(console) as bar:
+    with bars(Console(stderr=True)) as bar:
         tasks = {name: bar.add_task(f"pictures of {name}", total=None, visible=False) for name in mended.splits}
 
         def progress(name: str, done: int, total: int) -> None:
