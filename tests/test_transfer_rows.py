@@ -1,5 +1,6 @@
 """Transfers: trained on one set, tested on another without near duplicates; rows of tables of their own."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -173,6 +174,15 @@ def test_a_copy_of_a_transfer_is_a_problem(results):
     shutil.copy(first, first.with_name(f"z{first.name}"))
     loaded = load_transfers(results)
     assert len(loaded.entries) == 2 and "same transfer as" in loaded.problems[0].message
+
+
+def test_a_full_disk_is_told(results, target, monkeypatch):
+    def full(path, payload):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("petlbench.harness.transfer_record.write_atomically", full)
+    called = call("transfer", next(find_records(results)), "--to", target, "--root", target.parent / "files")
+    assert "a transfer cannot be written" in called.error
 
 
 def test_a_transfer_to_its_own_set_is_refused(results):
