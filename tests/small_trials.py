@@ -13,6 +13,8 @@ from petlbench.harness.spec import Trial
 from petlbench.methods.backbones.random_models import random_clip
 
 SMALL = ("dataset.scenes.train=48", "dataset.scenes.val=30", "dataset.scenes.test=30", "train.batch_size=16")
+SETS = tuple(part for assignment in SMALL if assignment.startswith("dataset") for part in ("--set", assignment))
+"""The sizes of the splits as options of a verb."""
 
 
 def small_plan(results: Path, *sets: str, methods: list[str] | None = None, **options: Any) -> Plan:

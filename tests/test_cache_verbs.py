@@ -91,7 +91,9 @@ def test_clear_wants_to_be_told_what_and_to_be_sure(cache, tmp_path):
     assert "leave it out" in call("cache", "clear", "--all", "--kind", "images", "--yes").error
     assert "expected a number" in call("cache", "clear", "--older-than", "soon", "--yes").error
     assert "say --yes" in call("cache", "clear", "--all").error
-    assert "kind 'image' is unknown; known: images, features" in call("cache", "clear", "--kind", "image", "--yes").error
+    assert (
+        "kind 'image' is unknown; known: images, features" in call("cache", "clear", "--kind", "image", "--yes").error
+    )
     assert sorted(cache.rglob("*")) == before
 
 

@@ -6,33 +6,17 @@ import random
 import pytest
 from cli_calls import call, small_set
 from data_files import CAPTIONS, item, karpathy_set, precomp_set, write_json, write_picture
+from doctor_sets import CARD, read
 from PIL import Image
 from support import ROOT, shared_path
 
-from petlbench.datasets.card import Card
 from petlbench.datasets.doctor import examine
 from petlbench.datasets.doctor_captions import decoded_rightly, evenly_spaced, visible
 from petlbench.datasets.findings import CODES, chosen_codes, codes_table
 from petlbench.datasets.load import load
 from petlbench.datasets.near_captions import near_captions, normal
-from petlbench.datasets.options import KarpathyOptions
-from petlbench.datasets.readers.karpathy import read_karpathy
 from petlbench.datasets.registry import load_card
 from petlbench.datasets.split import DataError
-
-CARD = Card(
-    name="mine",
-    title="My set",
-    version="1",
-    licence="CC0",
-    citation="me",
-    format="karpathy",
-    files={"annotations": "set.json", "images": "images"},
-)
-
-
-def read(path, **options):
-    return read_karpathy(path, path.parent / "images", KarpathyOptions(blank="keep", **options))
 
 
 def found(report, code):

@@ -9,24 +9,17 @@ import pytest
 import yaml
 from cli_calls import call, small_set
 from data_files import item, write_json, write_picture
-from support import shared_path
+from support import refused, shared_path
 
 from petlbench.datasets.load import load
 from petlbench.datasets.registry import load_card
-from petlbench.datasets.split import DataError, FileImage, Split
+from petlbench.datasets.split import FileImage, Split
 from petlbench.datasets.writers.annotations import KINDS, write_annotations
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PETLBENCH_CACHE", str(tmp_path / "cache"))
-
-
-def refused(read, *told):
-    with pytest.raises(DataError) as caught:
-        read()
-    for part in told:
-        assert part in str(caught.value), str(caught.value)
 
 
 def export(tmp_path, kind, **options):

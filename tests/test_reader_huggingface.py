@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from data_files import write_picture
 from PIL import Image
+from support import refused
 
 from petlbench.datasets.load import load
 from petlbench.datasets.options import HuggingFaceOptions
@@ -22,13 +23,6 @@ from petlbench.datasets.split import DataError, FileImage
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PETLBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
-def refused(read, *told):
-    with pytest.raises(DataError) as caught:
-        read()
-    for part in told:
-        assert part in str(caught.value), str(caught.value)
 
 
 def stored(seed: int, path: str | None = None) -> dict:

@@ -9,20 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support import refused
 
 from petlbench.datasets.cache import prepare
 from petlbench.datasets.load import load
 from petlbench.datasets.options import WebDatasetOptions
 from petlbench.datasets.preprocess import prepare_picture
 from petlbench.datasets.readers.webdataset import read_webdataset
-from petlbench.datasets.split import DataError
-
-
-def refused(read, *told):
-    with pytest.raises(DataError) as caught:
-        read()
-    for part in told:
-        assert part in str(caught.value), str(caught.value)
 
 
 def picture(seed: int) -> bytes:

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from cli_calls import call
 from data_files import write_picture
 from small_trials import small_trial
@@ -21,24 +20,13 @@ from petlbench.leaderboard.board import write_board
 from petlbench.leaderboard.results_validate import validate
 from petlbench.leaderboard.table import build_board
 from petlbench.leaderboard.transfer import load_transfers
-from petlbench.methods.backbones.random_models import random_clip
 
+pytestmark = pytest.mark.usefixtures("small_world")
 TEST_PICTURES = 6
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_world(tmp_path_factory):
-    """A random CLIP of two narrow blocks wherever a backbone is loaded, and a cache of our own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("petlbench.harness.parts.load_backbone", lambda name, *, seed=0, **options: random_clip(seed=7))
-        patch.setenv("PETLBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        threads = torch.get_num_threads()
-        yield
-        torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(small_world, tmp_path_factory):
     """Two seeds of one method, trained on scenes."""
     folder = tmp_path_factory.mktemp("trained") / "results"
     trial = small_trial(folder, "train.epochs=1", "train.lr=0.01", method="linear_probe")
