@@ -21,7 +21,7 @@ from petlbench.datasets.doctor_pictures import (
     picture_findings,
     same_pictures,
 )
-from petlbench.datasets.findings import CODES, SEVERITIES, Finding, finding
+from petlbench.datasets.findings import CODES, SEVERITIES, Finding, finding, need_pictures
 from petlbench.datasets.places import Places
 from petlbench.datasets.readers.common import without_blanks, without_repeats
 from petlbench.datasets.report import DoctorReport, SplitReport, render
@@ -66,7 +66,7 @@ def examine(
     Returns:
         The report. Bad pictures never stop the examination.
     """
-    check_pixels = check_pixels and any(CODES[code].needs != "text" for code in codes)
+    check_pixels = check_pixels and need_pictures(codes)
     if not check_pixels:
         looks = {}
     elif looks is None:

@@ -194,7 +194,7 @@ IN_A_SMALL_PLACE = """
     from petlbench.harness.disk import DiskFull
     from petlbench.harness.trial import run_trial
     from petlbench.methods.backbones.random_models import random_clip
-    from test_reliability import a_trial
+    from reliable import a_trial
     parts.load_backbone = lambda name, **options: random_clip(seed=7)
     def fill(line):
         try:

@@ -57,8 +57,9 @@ def place_pictures(splits: Mapping[str, Split], pictures: Literal["auto", "refer
     files = [image for image in images if isinstance(image, FileImage)]
     suffixes = {image.path.suffix for image in files}
     renamed = any(image.path.suffix != PurePosixPath(image.name).suffix for image in files)
-    options = {"extension": suffixes.pop().lstrip(".")} if renamed and len(suffixes) == 1 else {}
-    fits = len(bases) == 1 and None not in bases and (bool(options) or not renamed)
+    suffix = suffixes.pop().removeprefix(".") if renamed and len(suffixes) == 1 else ""
+    options = {"extension": suffix} if suffix else {}
+    fits = len(bases) == 1 and None not in bases and bool(suffix or not renamed)
     if pictures == "refer" and not fits:
         raise DataError(
             "the pictures are not files of one folder under their own names, so they cannot be left where they are; write them "
