@@ -103,10 +103,13 @@ def test_names_that_stand_for_different_pictures_are_not_taken(tmp_path):
     refused(lambda: read_huggingface(tmp_path / "set", named), "`name`", "'port'", "different pictures")
 
 
-def test_a_name_that_is_missing_is_refused(tmp_path):
-    saved(tmp_path / "set", train=columns(1, 2, code=["lake_1", None]))
+def test_a_name_that_is_missing_is_refused_and_white_space_is_no_part_of_one(tmp_path):
     named = HuggingFaceOptions(name_column="code")
-    refused(lambda: read_huggingface(tmp_path / "set", named), "train[1]", "`code` is empty")
+    for number, missing in enumerate((None, " ")):
+        folder = saved(tmp_path / f"set{number}", train=columns(1, 2, code=["lake_1", missing]))
+        refused(lambda folder=folder: read_huggingface(folder, named), "train[1]", "`code` is empty")
+    saved(tmp_path / "set", train=columns(1, 2, code=["lake_1 ", "lake_2"]))
+    assert names(read_huggingface(tmp_path / "set", named)["train"]) == ["lake_1", "lake_2"]
 
 
 def test_a_folder_of_pictures_with_metadata(tmp_path):

@@ -183,12 +183,10 @@ def _names(source: Source, part: str, column: str, options: HuggingFaceOptions) 
     if named is not None and named not in data.column_names:
         raise DataError(f"{source.place}: {part}: no column `{named}`; the columns are {', '.join(data.column_names)}")
     if named is not None:
-        cells = list(data.select_columns([named])[:][named])
-        if None in cells:
-            raise DataError(
-                f"{source.place}: {part}[{cells.index(None)}]: column `{named}` is empty; name every picture"
-            )
-        names = [str(cell) for cell in cells]
+        cells = data.select_columns([named])[:][named]
+        names = ["" if cell is None else str(cell).strip() for cell in cells]
+        if "" in names:
+            raise DataError(f"{source.place}: {part}[{names.index('')}]: column `{named}` is empty; name every picture")
         if (twice := _ambiguous(names, files, source, part, column)) is None:
             return names, files
         if options.name_column is not None:
@@ -197,7 +195,7 @@ def _names(source: Source, part: str, column: str, options: HuggingFaceOptions) 
                 "name_column) that tells them apart"
             )
     if all(paths):
-        names = [PurePosixPath(path).name for path in paths]
+        names = [PurePosixPath(path).name.strip() for path in paths]
         if _ambiguous(names, files, source, part, column) is None:
             return names, files
         if all(files):
