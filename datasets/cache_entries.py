@@ -36,11 +36,12 @@ KINDS = {
 
 _KEY = re.compile(r"[0-9a-f]{16,64}")
 _REMAINS = {
-    "images": re.compile(r"\.(making|clearing)-.+"),
+    "images": re.compile(r"\.making-.+"),
     "features": re.compile(r".+\.tmp"),
     "states": re.compile(r".+\.making"),
     "shipped": re.compile(r"\.[0-9a-f]{32}-.+"),
 }
+_CLEARING = ".clearing-"
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _FILES = 200_000  # a folder with more is not one of ours
@@ -99,7 +100,7 @@ def remove_entry(entry: CacheEntry, cache: Path) -> bool:
     path = entry.path
     if path.is_symlink() or not path.resolve().is_relative_to(cache.resolve()) or path.resolve() == cache.resolve():
         raise DataError(f"{path}: does not lie in the cache folder {cache}; nothing was removed")
-    place, used = _lock_of(entry, cache), _used(entry)
+    place, used = _lock_of(entry.kind, path, cache), _used(entry.kind, path)
     try:
         place.parent.mkdir(exist_ok=True)
         with filelock.FileLock(place, timeout=0):
@@ -109,6 +110,8 @@ def remove_entry(entry: CacheEntry, cache: Path) -> bool:
             _remove(path)
     except filelock.Timeout:
         return False
+    except FileNotFoundError:
+        return True  # another process was faster
     except OSError as error:
         raise DataError(f"{path}: cannot be removed ({error.strerror or error}); mend the permissions") from error
     return True
@@ -127,31 +130,33 @@ def parse_age(text: str) -> float:
 
 
 def _entries(cache: Path) -> Iterator[CacheEntry]:
-    listers: dict[str, Callable[[Path], str | None]] = {
+    tellers: dict[str, Callable[[Path], str | None]] = {
         "images": _images,
         "features": _tensors,
         "states": _tensors,
         "index": lambda path: "" if _KEY.fullmatch(path.name) else None,
         "probes": _probe,
         "shipped": _shipped,
+        "huggingface": _library,
     }
-    for kind, tell in listers.items():
-        for path in _inside(cache / kind):
-            remains = _REMAINS.get(kind)
-            if remains and remains.fullmatch(path.name):
-                yield _entry("remains", path, f"{kind}/{path.name}", cache)
-            elif (told := tell(path)) is not None:
-                yield _entry(kind, path, told, cache)
-    library = cache / "huggingface"
-    if library.is_dir() and not library.is_symlink():
-        yield _entry("huggingface", library, "data sets of Hugging Face's hub and folders", cache)
+    for kind, tell in tellers.items():
+        for path in _inside(cache if kind == "huggingface" else cache / kind):
+            try:
+                entry = _entry(kind, path, tell, cache)
+            except FileNotFoundError:  # it went this moment
+                continue
+            if entry is not None:
+                yield entry
 
 
-def _entry(kind: str, path: Path, told: str, cache: Path) -> CacheEntry:
+def _entry(kind: str, path: Path, tell: Callable[[Path], str | None], cache: Path) -> CacheEntry | None:
+    remains = path.name.startswith(_CLEARING) or (kind in _REMAINS and _REMAINS[kind].fullmatch(path.name))
+    if (told := path.relative_to(cache).as_posix() if remains else tell(path)) is None:
+        return None
+    kind = "remains" if remains else kind
     size, used = _size(path)
-    entry = CacheEntry(kind, path, size, used, told, in_use=False)
     # The lock that is held while something is made is what filelock takes, by another name.
-    busy = is_held(_lock_of(entry, cache)) or is_held(_used(entry))
+    busy = is_held(_lock_of(kind, path, cache)) or is_held(_used(kind, path))
     return CacheEntry(kind, path, size, used, told, in_use=busy)
 
 
@@ -181,7 +186,7 @@ def _tensors(path: Path) -> str | None:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             told: dict[str, Any] = json.loads(file.read(min(length, 2**24))).get("__metadata__") or {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return "damaged: no head that can be read"
     words = [str(told[key]) for key in ("method", "backbone", "split") if key in told]
     return ", ".join([*words, *([f"images/{told['pictures'][:8]}"] if "pictures" in told else [])])
@@ -202,25 +207,30 @@ def _shipped(path: Path) -> str | None:
     return ", ".join(sorted(inner.name for inner in path.iterdir()))
 
 
-def _lock_of(entry: CacheEntry, cache: Path) -> Path:
+def _library(path: Path) -> str | None:
+    return "data sets of Hugging Face's hub and folders" if path.name == "huggingface" and path.is_dir() else None
+
+
+def _lock_of(kind: str, path: Path, cache: Path) -> Path:
     """The lock that is held while an entry is made."""
-    path = entry.path
-    if entry.kind == "images":
+    if kind == "images":
         return cache / "locks" / f"{path.name}.lock"
-    if entry.kind == "remains" and path.parent.name == "images":
+    if path.name.startswith(_CLEARING):
+        return cache / "locks" / "clear.lock"
+    if kind == "remains" and path.parent.name == "images":
         return cache / "locks" / f"{path.name.split('-')[1]}.lock"
-    if entry.kind == "remains" and path.parent.name == "shipped":
+    if kind == "remains" and path.parent.name == "shipped":
         return path.parent / f"{path.name[1:].split('-')[0]}.lock"
-    if entry.kind == "remains" and path.parent.name == "states":
+    if kind == "remains" and path.parent.name == "states":
         return path.with_suffix(".safetensors.lock")
-    if entry.kind in ("features", "states", "shipped"):
+    if kind in ("features", "states", "shipped"):
         return path.with_name(f"{path.name}.lock")
     return cache / "locks" / "clear.lock"
 
 
-def _used(entry: CacheEntry) -> Path:
+def _used(kind: str, path: Path) -> Path:
     """What is held while an entry is used."""
-    return entry.path / "images.npy" if entry.kind == "images" else entry.path
+    return path / "images.npy" if kind == "images" else path
 
 
 def _size(path: Path) -> tuple[int, float]:
@@ -240,9 +250,8 @@ def _size(path: Path) -> tuple[int, float]:
 
 def _remove(path: Path) -> None:
     if not path.is_dir():
-        path.unlink(missing_ok=True)
+        path.unlink()
         return
-    # Renamed first, so that half an entry is never taken for one.
-    aside = path.with_name(f".clearing-{path.name}-{os.getpid()}-{time.time_ns()}")
-    path.rename(aside)
-    shutil.rmtree(aside)
+    if not path.name.startswith(_CLEARING):  # renamed first, so that half an entry is never taken for one
+        path = path.rename(path.with_name(f"{_CLEARING}{path.name}-{os.getpid()}-{time.time_ns()}"))
+    shutil.rmtree(path)

@@ -141,8 +141,9 @@ def _folder(folder: Path, columns: TableOptions) -> Iterator[Found]:
         first = _first_line(names["train_filename.txt"])
         yield _found("precomp", folder, "train_caps.txt and train_filename.txt are the text layout", picture=first)
     tars = [*folder.glob("*.tar"), *folder.glob("*.tar.gz"), *folder.glob("*.tgz")]
-    if tars or _split_folders(folder, "*.tar"):
-        count = len(tars) or len(list(folder.glob("*/*.tar")))
+    below = [] if tars else list(folder.glob("*/*.tar"))
+    if tars or any(split_named(path.parent.name) for path in below):
+        count = len(tars or below)
         yield _found("webdataset", folder, f"{count} tar file{'s' * (count != 1)}")
     yield from _arrow(folder)
     yield from _families(folder, names, columns)
@@ -250,10 +251,6 @@ def _placed(one: Found, folder: Path) -> Found:
 
 def _is_there(folder: Path, name: str) -> bool:
     return (folder / name).is_file() or any((path / name).is_file() for path in entries(folder) if path.is_dir())
-
-
-def _split_folders(folder: Path, pattern: str) -> bool:
-    return any(split_named(path.parent.name) for path in folder.glob(f"*/{pattern}"))
 
 
 def _head(path: Path) -> str:

@@ -21,7 +21,7 @@ from petlbench.datasets.doctor_pictures import (
     picture_findings,
     same_pictures,
 )
-from petlbench.datasets.findings import CODES, SEVERITIES, Finding, finding
+from petlbench.datasets.findings import CODES, SEVERITIES, Finding, finding, need_pictures
 from petlbench.datasets.places import Places
 from petlbench.datasets.readers.common import without_blanks, without_repeats
 from petlbench.datasets.report import DoctorReport, SplitReport, render
@@ -66,7 +66,7 @@ def examine(
     Returns:
         The report. Bad pictures never stop the examination.
     """
-    check_pixels = check_pixels and any(CODES[code].needs != "text" for code in codes)
+    check_pixels = check_pixels and need_pictures(codes)
     if not check_pixels:
         looks = {}
     elif looks is None:
@@ -77,8 +77,10 @@ def examine(
         found += _against_card(split, card)
         found += text_findings(split, reports[name], splits.get("train"), card)
         found += _reference_findings(name, reports[name])
-    for name in card.expected.keys() - splits.keys():
-        found.append(finding("D003", name, "the split is missing", "The card expects it; check the annotation files."))
+    for name in card.expected:
+        if name not in splits:
+            message = "the split is missing"
+            found.append(finding("D003", name, message, "The card expects it; check the annotation files."))
     if {"D040", "D041"} & set(codes):
         found += near_findings(splits)
     if against is not None:

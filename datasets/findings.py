@@ -194,6 +194,11 @@ def chosen_codes(select: Sequence[str] = (), ignore: Sequence[str] = ()) -> froz
     return frozenset(wanted.difference(*map(_fitting, ignore)))
 
 
+def need_pictures(codes: Iterable[str]) -> bool:
+    """Whether pictures must be looked at for some codes."""
+    return any(CODES[code].needs != "text" for code in codes)
+
+
 def _fitting(text: str) -> set[str]:
     prefix = text.strip().upper()
     found = {code for code in CODES if prefix and code.startswith(prefix)}

@@ -21,7 +21,7 @@ from petlbench.datasets.readers.common import few, without_blanks, without_repea
 from petlbench.datasets.split import DataError, FileImage, Split
 from petlbench.datasets.splits import captions_of, subset
 from petlbench.datasets.writers.annotations import write_annotations
-from petlbench.datasets.writers.common import Progress, aside, move_into_place, refuse_to_overwrite
+from petlbench.datasets.writers.common import Progress
 
 CHANGES = "changes.json"
 """Name of the list of changes."""
@@ -145,19 +145,14 @@ def write_mended(
     folder = Path(folder).expanduser().absolute()
     keep_out(folder, [*places, *_picture_folders(mended.splits)])
     stem = f"{card.name}-mended"
-    refuse_to_overwrite(folder, [f"{stem}.json", f"{stem}.yaml", CHANGES], force)
     note = f"Made from {card.name} by benchmark data doctor --fix: {', '.join(mended.codes)}; see {CHANGES}."
     told = card.model_copy(update={"name": stem, "title": f"{card.title} (mended)", "notes": (*card.notes, note)})
-    written = write_annotations(
-        mended.splits, folder, told, "karpathy", stem, pictures="auto", force=force, progress=progress
+    listed = [change.model_dump(exclude_none=True) for change in mended.changes]
+    content = {"schema_version": SCHEMA_VERSION, "set": card.name, "codes": mended.codes, "changes": listed}
+    beside = {CHANGES: json.dumps(content, indent=1, ensure_ascii=False) + "\n"}
+    return write_annotations(
+        mended.splits, folder, told, "karpathy", stem, beside=beside, force=force, progress=progress
     )
-    with aside(folder) as work:
-        listed = [change.model_dump(exclude_none=True) for change in mended.changes]
-        content = {"schema_version": SCHEMA_VERSION, "set": card.name, "codes": mended.codes, "changes": listed}
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        (work / CHANGES).write_text(f"{text}\n", encoding="utf-8")
-        move_into_place(work, folder)
-    return [*written[:-1], folder / CHANGES, written[-1]]
 
 
 def keep_out(folder: Path, places: Iterable[Path]) -> None:

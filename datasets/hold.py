@@ -54,9 +54,12 @@ def hold(path: Path, alone: bool = False) -> Hold | None:
 
 def is_held(path: Path) -> bool:
     """Whether a process holds a file; False where the file system knows no locks."""
-    if fcntl is None or not path.exists():
+    if fcntl is None:
         return False
-    file = os.open(path, os.O_RDONLY)
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from petlbench.datasets.card import SELF_CONTAINED, Card, Files, Layout
+from petlbench.datasets.card import SELF_CONTAINED, WITHOUT_FILES, Card, Files, Format, Layout
 from petlbench.datasets.detect import Found, candidates, detect
 from petlbench.datasets.picture_folder import find_pictures
 from petlbench.datasets.readers import precomp
@@ -19,7 +19,7 @@ from petlbench.datasets.validation import suggest
 
 ROOT_VARIABLE = "PETLBENCH_DATA"
 
-FORMATS = ("karpathy", "precomp", "pir-json", "nwpu-json", "table", "huggingface", "webdataset", "vilt-arrow")
+FORMATS = tuple(name for name in get_args(Format) if name not in WITHOUT_FILES)
 """Formats of files, as the option ``format`` names them."""
 
 CUTS = ("val_list", "val_images", "val_share", "val_seed", "test_share", "fold", "captions_per_image")

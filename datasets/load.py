@@ -48,7 +48,6 @@ def load(card: Card | str | Path, root: str | Path | None = None, **options: Any
         return read_scenes(chosen)
     parsed: Any = checked(options_model(card.format), chosen, f"options of data set {card.name}")
     if card.files is None:  # from the hub
-        folder = Path()
         splits = _read(card, None, Path(), parsed)
     else:
         folder = find_root(card, root)

@@ -163,17 +163,6 @@ def near_pairs(
     return [best[key] for key in sorted(best)]
 
 
-def groups_of(pairs: Sequence[NearPair]) -> list[list[int]]:
-    """Pictures that are connected by pairs among one set of pictures, in order of their first one."""
-    home: dict[int, list[int]] = {}
-    for pair in pairs:
-        one, two = home.get(pair.first, [pair.first]), home.get(pair.second, [pair.second])
-        if one is not two:
-            joined = sorted(one + two)
-            home.update(dict.fromkeys(joined, joined))
-    return [group for index, group in sorted(home.items()) if group[0] == index]
-
-
 def _close(
     first: NDArray[np.uint64], second: NDArray[np.uint64], distance: int, once: bool
 ) -> Iterator[tuple[int, int, int]]:

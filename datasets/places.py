@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +38,8 @@ class Entry:
     captions: list[tuple[str, str]] = field(default_factory=list)
 
 
-Known = dict[tuple[str | None, str], Entry]
-"""By split and name; the split is None where names are known without it."""
+Known = dict[str, Entry]
+"""By name of the picture."""
 
 
 class Places:
@@ -77,7 +76,7 @@ class Places:
             return item
         if self._known is None:
             self._known = self._find()
-        entry = self._known.get((None, item.picture)) or self._known.get((item.split, item.picture))
+        entry = self._known.get(item.picture)
         if entry is None:
             return item.model_copy(update=_inside(self._images.get((item.split, item.picture))))
         file, told = entry.file, entry.entry
@@ -92,10 +91,8 @@ def _inside(image: ImageRef | None) -> dict[str, str]:
         return {"file": str(image.path), "entry": f"row {image.row}"}
     if isinstance(image, TarImage):
         return {"file": str(image.path), "entry": f"byte {image.offset}"}
-    row, source = (
-        getattr(image, "row", None),
-        getattr(image, "source", None),
-    )  # Hugging Face's: importing it takes its time
+    # Hugging Face's: importing it takes its time.
+    row, source = getattr(image, "row", None), getattr(image, "source", None)
     return {} if row is None or source is None else {"file": str(source.place), "entry": f"row {row}"}
 
 
@@ -105,7 +102,7 @@ def _karpathy(path: Path, options: Any) -> Known:
         name = "/".join(filter(None, [item.get("filepath"), item["filename"]]))
         here = f"images[{index}]"
         captions = [(str(path), f"{here}.sentences[{k}]") for k in range(len(item.get("sentences", ())))]
-        known[None, name] = Entry(str(path), here, captions)
+        known[name] = Entry(str(path), here, captions)
     return known
 
 
@@ -118,7 +115,7 @@ def _precomp(folder: Path, options: Any) -> Known:
         step = per if len(read_lines(captions)) == len(lines) else 1
         for index, name in enumerate(lines[::step]):
             told = [(str(captions), f"line {per * index + k + 1}") for k in range(per)]
-            known[None, name] = Entry(str(names), f"line {step * index + 1}", told)
+            known[name] = Entry(str(names), f"line {step * index + 1}", told)
     return known
 
 
@@ -133,7 +130,7 @@ def _pir_json(folder: Path, options: Any) -> Known:
                 else [(str(path), f"[{index}]")]
             )
             for name in {item["image"], item["image"].removeprefix(f"{split}/")}:
-                known.setdefault((None, name), Entry(str(path), f"[{index}]")).captions.extend(told)
+                known.setdefault(name, Entry(str(path), f"[{index}]")).captions.extend(told)
     return known
 
 
@@ -144,7 +141,7 @@ def _nwpu_json(path: Path, options: Any) -> Known:
             here = f"{label}[{index}]"
             captions = [(str(path), f"{here}.{key}") for key in caption_keys(item)]
             for name in (item["filename"], f"{label}/{item['filename']}"):
-                known.setdefault((None, name), Entry(str(path), here, captions))
+                known.setdefault(name, Entry(str(path), here, captions))
     return known
 
 
@@ -153,14 +150,12 @@ def _table(path: Path, options: Any) -> Known:
     for one in table_files(path).values():
         table = load_table(one, options.delimiter)
         chosen = choose(table.columns, options, str(one))
-        rows = defaultdict(list)
         for row in table.rows:
-            rows[str(row.cells[chosen.image]).strip()].append(row.place)
-        single = len(chosen.captions) == 1
-        for name, listed in rows.items():
-            places = [(str(one), _after(place, one)) for place in listed]
-            # Where a row holds several captions, the row of the picture is told.
-            known[None, name] = Entry(*places[0], places if single and len(places) > 1 else [])
+            here = (str(one), _after(row.place, one))
+            entry = known.setdefault(str(row.cells[chosen.image]).strip(), Entry(*here))
+            if len(chosen.captions) == 1:  # of several columns, those without a caption are not counted
+                cell = row.cells[chosen.captions[0]]
+                entry.captions += [here] * (len(cell) if isinstance(cell, list) else 1)
     return known
 
 

@@ -138,7 +138,7 @@ def _places(finding: Finding) -> str:
 
 
 def _figures(report: DoctorReport) -> Table:
-    table = Table(title=f"{report.title} ({report.card})")
+    table = Table(title=Text(f"{report.title} ({report.card})"))
     table.add_column("")
     for name in report.splits:
         table.add_column(name, justify="right")

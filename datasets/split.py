@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,14 +64,7 @@ class FileImage:
     def open(self) -> Image.Image:
         """Decode the whole file (a truncated file is an error, never a half-grey picture)."""
         self._stat()
-        try:
-            with Image.open(self.path) as picture:
-                return picture.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{self.path}: the picture cannot be decoded ({error}). "
-                "Replace the file, or run `benchmark data doctor` to list every unreadable picture."
-            ) from error
+        return decoded(self.path, f"{self.path}: the picture", "Replace the file")
 
     def _stat(self):
         try:
@@ -90,6 +83,21 @@ def class_name(classes: Sequence[str], label: int) -> str:
 
 class DataError(PetlbenchError):
     """Something is wrong with a data set; the message names the file, the place and the way out."""
+
+
+def decoded(source: Path | BinaryIO, what: str, way_out: str) -> Image.Image:
+    """A whole picture, RGB; ``what`` it is and the ``way_out`` are for the message.
+
+    Raises:
+        DataError: It is no picture, or not all of one.
+    """
+    try:
+        with Image.open(source) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{what} cannot be decoded ({error}). {way_out}, or run `benchmark data doctor` to list every unreadable picture."
+        ) from error
 
 
 @dataclass(frozen=True)

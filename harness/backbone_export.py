@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from petlbench.errors import PetlbenchError
 from petlbench.harness import adapters
+from petlbench.harness.disk import room_for
 from petlbench.harness.encode import inference
 from petlbench.harness.evaluation import adapter_of, check_same_backbone
 from petlbench.harness.parts import Built, Parts, assemble, build
@@ -74,6 +75,7 @@ def export_backbone(record_path: Path, out: Path, places: Places, *, force: bool
         AdapterError: The trained tensors are missing or do not fit.
         DataError: Data are missing, or are not those of the record.
         BackboneError: Weights are missing.
+        DiskFull: There is no room; an older file stands.
     """
     _check_out(out, force)
     record = read_record(record_path)
@@ -103,7 +105,8 @@ def export_backbone(record_path: Path, out: Path, places: Places, *, force: bool
     )
     state = {name: tensor.detach().clone().contiguous() for name, tensor in _state(backbone).items()}
     payload = save(state, metadata={ENTRY: _canonical(header)})
-    write_atomically(out, payload)
+    with room_for("the exported backbone", out.parent, len(payload)):
+        write_atomically(out, payload)
     scalars = sum(tensor.numel() for tensor in state.values())
     return Export(out, header, len(state), scalars, len(payload), hashlib.sha256(payload).hexdigest())
 
@@ -198,7 +201,4 @@ def _alignment(record: Record, parts: Parts, path: Path) -> Alignment:
 
 
 def _canonical(header: Exported) -> str:
-    import json
-
-    values: dict[str, Any] = header.model_dump(mode="json")
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return json.dumps(header.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)

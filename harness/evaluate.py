@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from petlbench.datasets.split import Split
 from petlbench.harness import metrics
 from petlbench.harness.data import SplitData
 from petlbench.harness.encode import inference, over_images, over_texts
 from petlbench.harness.kept import NOTHING, Kept
 from petlbench.harness.metrics import Ranks
 from petlbench.harness.ranks import rank_all
-from petlbench.harness.record import MetricsPart, TwoStagePart
+from petlbench.harness.record import MetricsPart, SplitPart, TwoStagePart
 from petlbench.methods.backbones.base import DualEncoder
 from petlbench.methods.base import Method
 
@@ -104,3 +105,18 @@ def metrics_part(evaluated: Evaluated) -> MetricsPart:
         scoring=evaluated.scoring,
         two_stage=evaluated.two_stage,
     )
+
+
+def split_part(split: Split, references: bool) -> SplitPart:
+    """What a record says of a split; with ``references``, also what a perfect scorer and one of classes reach on it."""
+    part = SplitPart(
+        images=len(split.images),
+        captions=len(split.captions),
+        distinct_captions=len(split.distinct),
+        sha256=split.sha256,
+    )
+    if references:
+        part.ceiling = metrics.ceiling(split.owner, split.text_ids)
+        if split.labels is not None:
+            part.class_only = metrics.class_oracle(split.owner, split.labels)
+    return part

@@ -15,10 +15,10 @@ from petlbench.datasets.split import DataError, Split
 from petlbench.datasets.splits import subset
 from petlbench.harness import metrics
 from petlbench.harness.device import device_name
-from petlbench.harness.evaluate import metrics_part
+from petlbench.harness.evaluate import metrics_part, split_part
 from petlbench.harness.evaluation import finished, rebuild
 from petlbench.harness.provenance import command_line, now, provenance
-from petlbench.harness.record import RANKS_SUFFIX, Record, RecordError, SplitPart, read_record, record_path
+from petlbench.harness.record import RANKS_SUFFIX, Record, RecordError, read_record, record_path
 from petlbench.harness.spec import OWN
 from petlbench.harness.transfer_record import (
     LeftOut,
@@ -111,8 +111,8 @@ class Transfers:
             name=self.target.card.name,
             title=self.target.card.title,
             card_version=self.target.card.version,
-            whole=_part(self.target.test),
-            test=_part(test, references=True),
+            whole=split_part(self.target.test, references=False),
+            test=split_part(test, references=True),
             rule=NearRule(distance=DISTANCE, correlation=CORRELATION, turns=TURNS),
             left_out=left_out,
             shared_captions=_shared(test, rebuilt.parts.splits.get("train")),
@@ -162,14 +162,12 @@ class Transfers:
                 for pair in near_pairs(self._prints, theirs):
                     known = nearest.get(pair.first)
                     if known is None or pair.correlation > known.correlation:
-                        image, near = pictures[pair.first].name, split.images[pair.second].name
-                        correlation = round(pair.correlation, 4)
                         nearest[pair.first] = LeftOut(
-                            image=image,
-                            near=near,
+                            image=pictures[pair.first].name,
+                            near=split.images[pair.second].name,
                             split=name,
                             distance=pair.distance,
-                            correlation=correlation,
+                            correlation=round(pair.correlation, 4),
                             turn=pair.turn,
                         )
             self._near[key] = [nearest[index] for index in sorted(nearest)]
@@ -198,20 +196,6 @@ def _home(path: Path, record: Record) -> Path:
             f"{path}: does not lie in {Path(*inside)} of a results folder; say with --results where to write"
         )
     return place.parents[len(inside)]
-
-
-def _part(split: Split, references: bool = False) -> SplitPart:
-    part = SplitPart(
-        images=len(split.images),
-        captions=len(split.captions),
-        distinct_captions=len(split.distinct),
-        sha256=split.sha256,
-    )
-    if references:
-        part.ceiling = metrics.ceiling(split.owner, split.text_ids)
-        if split.labels is not None:
-            part.class_only = metrics.class_oracle(split.owner, split.labels)
-    return part
 
 
 def _shared(test: Split, train: Split | None) -> int:

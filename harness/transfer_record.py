@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from petlbench.harness.disk import room_for
 from petlbench.harness.record import MetricsPart, Record, RecordError, SplitPart, write_atomically
 from petlbench.harness.record_scoring import Part
 
@@ -103,6 +104,7 @@ def write_transfer(record: TransferRecord, path: Path) -> Path:
 
     Raises:
         RecordError: A number is NaN or infinite. Nothing is written.
+        DiskFull: There is no room; an older transfer stands.
     """
     try:
         text = json.dumps(
@@ -110,7 +112,9 @@ def write_transfer(record: TransferRecord, path: Path) -> Path:
         )
     except ValueError as error:
         raise RecordError(f"transfer record for {path}: {error}; expected finite numbers") from error
-    write_atomically(path, f"{text}\n".encode())
+    payload = f"{text}\n".encode()
+    with room_for("a transfer", path.parent, len(payload)):
+        write_atomically(path, payload)
     return path
 
 

@@ -28,7 +28,7 @@ from petlbench.harness.device import (
 )
 from petlbench.harness.disk import DiskFull, room_for
 from petlbench.harness.distributed.workers import in_workers, lost_worker
-from petlbench.harness.evaluate import metrics_part
+from petlbench.harness.evaluate import metrics_part, split_part
 from petlbench.harness.fit import false_captions, fit
 from petlbench.harness.kept import NOTHING, keep
 from petlbench.harness.leftovers import remove_half_written, work_folder
@@ -47,7 +47,6 @@ from petlbench.harness.record import (
     Record,
     RecordError,
     SelectionPart,
-    SplitPart,
     read_record,
     record_path,
     stamp,
@@ -366,17 +365,5 @@ def _method_part(method: Method, origin: str) -> MethodPart:
 
 
 def _data_part(card: Card, splits: dict[str, Split]) -> DataPart:
-    found = {}
-    for name, split in splits.items():
-        part = SplitPart(
-            images=len(split.images),
-            captions=len(split.captions),
-            distinct_captions=len(split.distinct),
-            sha256=split.sha256,
-        )
-        if name == "test":
-            part.ceiling = metrics.ceiling(split.owner, split.text_ids)
-            if split.labels is not None:
-                part.class_only = metrics.class_oracle(split.owner, split.labels)
-        found[name] = part
+    found = {name: split_part(split, references=name == "test") for name, split in splits.items()}
     return DataPart(name=card.name, title=card.title, card_version=card.version, splits=found)

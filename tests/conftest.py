@@ -28,3 +28,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory):
+    """A random CLIP of two narrow blocks wherever a backbone is loaded, and a cache of the module's own."""
+    import torch
+
+    from petlbench.methods.backbones.random_models import random_clip
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("petlbench.harness.parts.load_backbone", lambda name, *, seed=0, **options: random_clip(seed=7))
+        patch.setenv("PETLBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        threads = torch.get_num_threads()
+        yield
+        torch.set_num_threads(threads)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from petlbench.harness.experiment import load_experiment
 from petlbench.harness.plan import Plan, make_plan
@@ -17,6 +14,8 @@ from petlbench.harness.spec import Trial
 from petlbench.methods.backbones.random_models import random_clip
 
 SMALL = ("dataset.scenes.train=48", "dataset.scenes.val=30", "dataset.scenes.test=30", "train.batch_size=16")
+SETS = tuple(part for assignment in SMALL if assignment.startswith("dataset") for part in ("--set", assignment))
+"""The sizes of the splits as options of a verb."""
 
 
 def small_plan(results: Path, *sets: str, methods: list[str] | None = None, **options: Any) -> Plan:
@@ -47,17 +46,6 @@ def _random_clip(name: str, *, seed: int = 0, **options: Any):
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a random CLIP of two narrow blocks in the place of whichever backbone a trial asks for."""
     monkeypatch.setattr("petlbench.harness.parts.load_backbone", _random_clip)
-
-
-@contextmanager
-def small_world(cache: Path) -> Iterator[None]:
-    """The same for fixtures of a whole module, with a cache of their own and torch's threads given back."""
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("petlbench.harness.parts.load_backbone", _random_clip)
-        patch.setenv("PETLBENCH_CACHE", str(cache))
-        yield
-    torch.set_num_threads(threads)
 
 
 def forget_answers(record: Path) -> None:

@@ -1,5 +1,6 @@
 """`benchmark export-backbone`: a trial's whole backbone in one file, exact, deterministic, or refused with a reason."""
 
+import errno
 import json
 import shutil
 
@@ -180,6 +181,14 @@ def test_failed_records_and_lost_tensors_are_refused(world, tmp_path):
         in export(world, tmp_path / "x.safetensors", record=record).error
     )
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(world, tmp_path, monkeypatch):
+    def full(path, payload):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(backbone_export, "write_atomically", full)
+    assert "the exported backbone cannot be written" in export(world, tmp_path / "x.safetensors").error
 
 
 def test_the_record_fixes_everything_but_places(world, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cli_calls import call
 from factories import make_ranks, ranks_from
-from small_trials import forget_answers, small_trial, small_world
+from small_trials import forget_answers, small_trial
 
 from petlbench.harness.metrics import Ranks, recalls
 from petlbench.harness.ranks import rank_scores
@@ -113,12 +113,11 @@ def test_confusion_counts_the_class_of_the_first_answer():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(small_world, tmp_path_factory):
     """A finished trial on a random CLIP of two narrow blocks."""
     folder = tmp_path_factory.mktemp("trained")
-    with small_world(tmp_path_factory.mktemp("cache")):
-        run_trial(small_trial(folder, "train.epochs=1", "train.lr=0.01", method="linear_probe"))
-        yield folder
+    run_trial(small_trial(folder, "train.epochs=1", "train.lr=0.01", method="linear_probe"))
+    return folder
 
 
 @pytest.fixture

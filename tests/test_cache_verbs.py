@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -90,6 +91,9 @@ def test_clear_wants_to_be_told_what_and_to_be_sure(cache, tmp_path):
     assert "leave it out" in call("cache", "clear", "--all", "--kind", "images", "--yes").error
     assert "expected a number" in call("cache", "clear", "--older-than", "soon", "--yes").error
     assert "say --yes" in call("cache", "clear", "--all").error
+    assert (
+        "kind 'image' is unknown; known: images, features" in call("cache", "clear", "--kind", "image", "--yes").error
+    )
     assert sorted(cache.rglob("*")) == before
 
 
@@ -210,11 +214,43 @@ def test_damaged_entries_are_listed_and_removed(cache, tmp_path):
     made = fill(cache, tmp_path / "data")
     (made / "manifest.json").write_text("{")
     (cache / "states" / f"{KEY}.safetensors").write_bytes(b"\x10")
+    (cache / "features" / f"{KEY}.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
     (cache / "probes" / f"{KEY}.json").write_text("[")
     told = {entry["kind"]: entry["belongs_to"] for entry in listed()["entries"]}
-    assert all("damaged" in told[kind] for kind in ("images", "states", "probes"))
+    assert all("damaged" in told[kind] for kind in ("images", "features", "states", "probes"))
     call("cache", "clear", "--all", "--yes")
     assert listed()["entries"] == []
+
+
+def test_entries_that_go_while_they_are_listed_are_passed_over(cache, tmp_path, monkeypatch):
+    fill(cache, tmp_path / "data")
+    tell = cache_entries._probe
+
+    def gone_just_now(path):
+        told = tell(path)
+        path.unlink()
+        return told
+
+    monkeypatch.setattr(cache_entries, "_probe", gone_just_now)
+    assert "probes" not in {entry["kind"] for entry in listed()["entries"]}
+
+
+@pytest.mark.parametrize("kind", ["images", "shipped", "huggingface"])
+def test_what_a_killed_clear_left_is_listed_and_removed(cache, tmp_path, monkeypatch, kind):
+    fill(cache, tmp_path / "data")
+    rmtree = shutil.rmtree
+
+    def killed(path, *arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_entry(cache_entries.cache_entries(cache, [kind])[0], cache)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    (left,) = (one for one in listed("--kind", "remains")["entries"] if "clearing" in one["path"])
+    assert left["bytes"] > 0
+    call("cache", "clear", "--kind", "remains", "--yes")
+    assert not Path(left["path"]).exists() and listed("--kind", "remains")["entries"] == []
 
 
 def test_holds_are_shared_or_alone(tmp_path):

@@ -2,11 +2,10 @@
 
 import pytest
 from data_files import karpathy_set, precomp_set
-from support import shared_path
+from support import refused, shared_path
 
 from petlbench.datasets.load import load
 from petlbench.datasets.registry import CARDS, list_cards, load_card
-from petlbench.datasets.split import DataError
 
 OWN = """\
 name: mine
@@ -27,13 +26,6 @@ def own_card(folder, text=OWN):
     path = folder / "mine.yaml"
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def refused(call, *told):
-    with pytest.raises(DataError) as caught:
-        call()
-    for part in told:
-        assert part in str(caught.value), str(caught.value)
 
 
 def test_the_cards_that_come_along():

@@ -5,26 +5,19 @@ import json
 import pytest
 from cli_calls import call
 from data_files import item, karpathy_set, precomp_set, write_json, write_picture
+from support import refused
 
 from petlbench.datasets.detect import detect
 from petlbench.datasets.layout import settle
 from petlbench.datasets.load import load
 from petlbench.datasets.picture_folder import find_pictures
 from petlbench.datasets.registry import load_card
-from petlbench.datasets.split import DataError
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PETLBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("PETLBENCH_DATA", raising=False)
-
-
-def refused(read, *told):
-    with pytest.raises(DataError) as caught:
-        read()
-    for part in told:
-        assert part in str(caught.value), str(caught.value)
 
 
 def folder(tmp_path, name="My Set"):

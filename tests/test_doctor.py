@@ -7,36 +7,21 @@ from collections import Counter
 import numpy as np
 import pytest
 from data_files import item, karpathy_set, write_json, write_picture
+from doctor_sets import CARD, read
 from rich.console import Console
 from support import shared_path
 
 from petlbench.datasets.card import Card
 from petlbench.datasets.doctor import CODES, examine, lenient, render
 from petlbench.datasets.load import load
-from petlbench.datasets.options import KarpathyOptions
-from petlbench.datasets.readers.karpathy import read_karpathy
 from petlbench.datasets.registry import load_card
 from petlbench.datasets.split import Split
-
-CARD = Card(
-    name="mine",
-    title="My set",
-    version="1",
-    licence="CC0",
-    citation="me",
-    format="karpathy",
-    files={"annotations": "set.json", "images": "images"},
-)
 
 
 def told(report, code):
     found = [finding for finding in report.findings if finding.code == code]
     assert len(found) <= 1, found
     return found[0] if found else None
-
-
-def read(path, **options):
-    return read_karpathy(path, path.parent / "images", KarpathyOptions(blank="keep", **options))
 
 
 def test_a_healthy_set_has_no_errors_or_warnings(tmp_path):

@@ -6,33 +6,17 @@ import random
 import pytest
 from cli_calls import call, small_set
 from data_files import CAPTIONS, item, karpathy_set, precomp_set, write_json, write_picture
+from doctor_sets import CARD, read
 from PIL import Image
 from support import ROOT, shared_path
 
-from petlbench.datasets.card import Card
 from petlbench.datasets.doctor import examine
 from petlbench.datasets.doctor_captions import decoded_rightly, evenly_spaced, visible
 from petlbench.datasets.findings import CODES, chosen_codes, codes_table
 from petlbench.datasets.load import load
 from petlbench.datasets.near_captions import near_captions, normal
-from petlbench.datasets.options import KarpathyOptions
-from petlbench.datasets.readers.karpathy import read_karpathy
 from petlbench.datasets.registry import load_card
 from petlbench.datasets.split import DataError
-
-CARD = Card(
-    name="mine",
-    title="My set",
-    version="1",
-    licence="CC0",
-    citation="me",
-    format="karpathy",
-    files={"annotations": "set.json", "images": "images"},
-)
-
-
-def read(path, **options):
-    return read_karpathy(path, path.parent / "images", KarpathyOptions(blank="keep", **options))
 
 
 def found(report, code):
@@ -226,6 +210,12 @@ def test_places_in_tables_and_lists(tmp_path):
     assert places(doctor(tmp_path / "nwpu"), "D019") == {("dataset_nwpu.json", "sea[0].raw_1")}
 
 
+def test_places_where_rows_hold_lists(tmp_path):
+    rows = [{"image": "a.jpg", "caption": listed} for listed in (["x", "two  words"], ["y"])]
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+    assert places(doctor(tmp_path), "D019") == {("captions.json", "[0]")}
+
+
 def test_places_inside_other_files(tmp_path):
     card, root = small_set(tmp_path)
     text = (root / "set.json").read_text().replace("number 3 seen from above", "two  ships")
@@ -268,6 +258,12 @@ def test_markup_in_captions_is_text(tmp_path):
     )
     called = call("data", "doctor", card, "--root", root, "--no-pixels")
     assert called.code == 0 and "[red]  x[/nope]" in called.out.replace("\n", "")
+
+
+def test_markup_in_the_name_of_a_folder_is_text(tmp_path):
+    karpathy_set(tmp_path / "a [red] set")
+    called = call("data", "doctor", tmp_path / "a [red] set")
+    assert called.code == 0 and "a [red] set (a-red-set)" in called.out
 
 
 # Another set

@@ -1,7 +1,9 @@
 """`data doctor --fix`: a mended copy that loads and is clean, and not a byte changed in the user's files."""
 
+import errno
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cli_calls import call, small_set
@@ -195,3 +197,18 @@ def test_refusing_names_in_two_splits(tmp_path):
     assert mendable(report.findings) == () and mendable(report.findings, ["D007"]) == ("D007",)
     with pytest.raises(DataError, match="split val: nothing is left once all pictures of D007 are gone"):
         mend(splits, report.findings, ("D007",))
+
+
+def test_a_disk_that_is_full_at_the_list_of_changes_leaves_nothing(tmp_path, monkeypatch):
+    root = broken_set(tmp_path / "set")
+    write_text = Path.write_text
+
+    def full(path, *arguments, **options):
+        if path.name == "changes.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    called = call("data", "doctor", root, "--fix", tmp_path / "out")
+    assert called.code == 2 and "cannot be written (No space left on device)" in called.err
+    assert list((tmp_path / "out").iterdir()) == []

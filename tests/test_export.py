@@ -4,28 +4,22 @@ import csv
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import yaml
 from cli_calls import call, small_set
 from data_files import item, write_json, write_picture
-from support import shared_path
+from support import refused, shared_path
 
 from petlbench.datasets.load import load
 from petlbench.datasets.registry import load_card
-from petlbench.datasets.split import DataError
+from petlbench.datasets.split import FileImage, Split
 from petlbench.datasets.writers.annotations import KINDS, write_annotations
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PETLBENCH_CACHE", str(tmp_path / "cache"))
-
-
-def refused(read, *told):
-    with pytest.raises(DataError) as caught:
-        read()
-    for part in told:
-        assert part in str(caught.value), str(caught.value)
 
 
 def export(tmp_path, kind, **options):
@@ -185,3 +179,22 @@ def told(split):
     for owner, text in zip(split.owner, split.captions, strict=True):
         captions[split.images[owner].name].append(text)
     return {name: sorted(texts) for name, texts in captions.items()}
+
+
+@pytest.mark.parametrize("kind", ["pir-json", "vilt-arrow", "csv"])
+def test_the_file_of_each_split_is_told_where_a_split_is_empty(tmp_path, kind):
+    out = tmp_path / "out"
+    sizes = ("--set", "train=2", "--set", "val=0", "--set", "test=1")
+    called = call("data", "export", "scenes", *sizes, "--format", kind, "--out", out, "--stem", "x")
+    ends = {"pir-json": "_{}.json", "vilt-arrow": "_{}.arrow", "csv": ".csv"}[kind]
+    for name, told in (("train", "2 pictures, 10 captions"), ("test", "1 pictures, 5 captions")):
+        assert f"{name}: {told} in {out / 'x'}{ends.format(name)}\n" in called.out, called
+    assert "val" not in called.out
+
+
+def test_pictures_of_one_extension_under_names_of_two_are_left_where_they_are(tmp_path):
+    names = ("a.jpg", "b.tif")
+    images = tuple(FileImage(write_picture((tmp_path / n).with_suffix(".jpg")), n) for n in names)
+    split = Split("train", images, ("x", "y"), np.arange(2))
+    card = write_annotations({"train": split}, tmp_path / "out", load_card("custom"), "csv", "x")[-1]
+    assert [image.path for image in load(card)["train"].images] == [image.path for image in images]

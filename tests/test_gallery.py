@@ -15,7 +15,7 @@ from browsers import chromium
 from cli_calls import call
 from factories import make_payload
 from PIL import Image
-from small_trials import forget_answers, small_trial, small_world
+from small_trials import forget_answers, small_trial
 
 from petlbench.datasets.split import Split
 from petlbench.harness.gallery import Gallery, make_gallery, thumbnail
@@ -199,13 +199,12 @@ def test_no_script_runs_in_a_real_browser(hostile, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(small_world, tmp_path_factory):
     """Two finished trials on a random CLIP of two narrow blocks."""
     folder = tmp_path_factory.mktemp("trained")
-    with small_world(tmp_path_factory.mktemp("cache")):
-        for method in ("linear_probe", "lora"):
-            run_trial(small_trial(folder, "train.epochs=1", "train.lr=0.01", method=method))
-        yield folder
+    for method in ("linear_probe", "lora"):
+        run_trial(small_trial(folder, "train.epochs=1", "train.lr=0.01", method=method))
+    return folder
 
 
 @pytest.fixture

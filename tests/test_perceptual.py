@@ -10,9 +10,7 @@ from support import shared_path
 
 from petlbench.datasets.perceptual import (
     SIDE,
-    NearPair,
     Prints,
-    groups_of,
     hashes,
     near_pairs,
     prints,
@@ -97,13 +95,6 @@ def test_pairs_within_a_set_come_once_and_in_order():
     found = near_pairs(prints_of(one, two, one, two, one))
     assert [(pair.first, pair.second) for pair in found] == [(0, 2), (0, 4), (1, 3), (2, 4)]
     assert {pair.distance for pair in found} == {0}
-    assert groups_of(found) == [[0, 2, 4], [1, 3]]
-
-
-def test_groups_join_what_is_connected():
-    pairs = [NearPair(0, 4, 0, 1.0, 0), NearPair(1, 2, 0, 1.0, 0), NearPair(2, 4, 0, 1.0, 0), NearPair(5, 6, 0, 1.0, 0)]
-    assert groups_of(pairs) == [[0, 1, 2, 4], [5, 6]]
-    assert groups_of([]) == []
 
 
 def test_no_pictures_have_no_pairs():

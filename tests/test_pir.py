@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from golden.fill import filled, inputs, integers
+from pir_parts import RELEASED, SMALL, audit_names, built, method_of
 from small_trials import small_trial
 from support import ROOT
 from torch.nn.functional import normalize
 
-from petlbench.datasets.readers.common import label_of
 from petlbench.harness import audit
 from petlbench.harness.contract_data import fake_batch
 from petlbench.harness.trial import run_trial
@@ -26,32 +26,11 @@ from petlbench.methods.base import Batch, MethodError, count
 from petlbench.methods.layers.prior_blocks import CyclicReadout, PriorReadout, head_size
 from petlbench.methods.layers.scene_prior import ScenePrior
 from petlbench.methods.official import OfficialError, OfficialState, load_official
-from petlbench.methods.pir import PIR_TRAIN, Pir, PirConfig
+from petlbench.methods.pir import Pir, PirConfig
 from petlbench.methods.recipe import LossConfig, Recipe
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "pir.json").read_text(encoding="utf-8"))
-LOSS = LossConfig(**PIR_TRAIN["loss"])
-SMALL = {"prior": "resnet18"}
-RELEASED = dict(Pir.presets["paper"].method)
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def method_of(loss=LOSS, **config):
-    Pir.name = "pir"
-    return Pir(PirConfig(**config), loss)
-
-
-def built(method, backbone, seed=0):
-    torch.manual_seed(seed)
-    model = method.build(backbone)
-    names = {*method.trainable(model), *audit_names(backbone)}
-    audit.freeze_all_but(model, names, "pir")
-    return model
-
-
-def audit_names(backbone):
-    return [f"backbone.{n}" for n in backbone.new_parameters()]
 
 
 # --- against the authors' code ---
@@ -240,80 +219,6 @@ def test_every_loss_crosses_with_the_affiliation_loss(name):
     terms = method.loss(model, fake_batch(backbone))
     assert list(terms)[-1] == "affiliation" and len(terms) >= 2
     assert audit.check_gradients(method, model, set(method.trainable(model)), fake_batch(backbone)) == "ok"
-
-
-# --- the affiliation loss ---
-
-
-def embeddings(rows=6, width=16):
-    return inputs((rows, width), 1), inputs((rows, width), 2)
-
-
-def test_affiliation_of_separated_classes_is_the_log_of_their_sizes():
-    labels = torch.arange(4).repeat_interleave(8)
-    points = torch.eye(4)[labels]
-    found = losses.affiliation(points, points, torch.tensor(1000.0), labels)
-    assert found.item() == pytest.approx(torch.tensor(8.0).log().item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_affiliation_of_single_classes_is_infonce(transposed):
-    image, text = embeddings()
-    labels, scale = torch.arange(6), torch.tensor(10.0)
-    expected = losses.infonce(scale * normalize(image, dim=-1) @ normalize(text, dim=-1).T)
-    found = losses.affiliation(image, text, scale, labels, transposed=transposed)
-    if transposed:  # both terms then have one and the same matrix
-        logits = scale * normalize(image, dim=-1) @ normalize(text, dim=-1).T
-        expected = torch.nn.functional.cross_entropy(logits, labels) / 2
-        expected = expected + torch.nn.functional.cross_entropy(logits, labels) / 2
-    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_samples_without_a_class_take_no_part(transposed):
-    image, text = embeddings()
-    labels, scale = torch.tensor([0, -1, 1, 0, -1, 2]), torch.tensor(8.0)
-    kept = labels >= 0
-    found = losses.affiliation(image, text, scale, labels, transposed=transposed)
-    alone = losses.affiliation(image[kept], text[kept], scale, labels[kept], transposed=transposed)
-    assert found.item() == pytest.approx(alone.item(), rel=1e-6)
-    image.requires_grad_()
-    losses.affiliation(image, text, scale, labels).backward()
-    assert image.grad[~kept].abs().max() == 0 and image.grad[kept].abs().min() > 0
-
-
-def test_no_label_at_all_costs_nothing():
-    image, text = embeddings()
-    image.requires_grad_()
-    found = losses.affiliation(image, text, torch.tensor(8.0), torch.full((6,), -1))
-    found.backward()
-    assert found.item() == 0 and image.grad.abs().max() == 0
-
-
-def test_as_released_each_class_less_picture_is_a_class():
-    labels, pictures = torch.tensor([3, -1, 0, -1, -1]), torch.tensor([0, 1, 2, 1, 4])
-    found = losses.own_classes(labels, pictures)
-    assert found.tolist() == [3, 5, 0, 5, 8]
-    assert losses.own_classes(torch.full((3,), -1), torch.tensor([0, 1, 0])).tolist() == [0, 1, 0]
-
-
-def test_numeric_names_of_rsicd_have_no_class():
-    assert label_of("00578.jpg", "prefix") is None and label_of("airport_12.jpg", "prefix") == "airport"
-
-
-def test_the_text_term_and_class_less_pictures_follow_the_switches():
-    backbone = random_swin_bert()
-    batch = fake_batch(backbone)
-    found = {}
-    for form, config in {
-        "default": {},
-        "transposed": {"text_term": "transposed"},
-        "own": {"class_less": "own_class"},
-    }.items():
-        method = method_of(**SMALL, **config)
-        model = built(method, random_swin_bert()).eval()
-        found[form] = method.loss(model, batch)["affiliation"].item()
-    assert len({round(v, 5) for v in found.values()}) == 3
 
 
 # --- heads ---

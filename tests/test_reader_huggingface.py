@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from data_files import write_picture
 from PIL import Image
+from support import refused
 
 from petlbench.datasets.load import load
 from petlbench.datasets.options import HuggingFaceOptions
@@ -22,13 +23,6 @@ from petlbench.datasets.split import DataError, FileImage
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PETLBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
-def refused(read, *told):
-    with pytest.raises(DataError) as caught:
-        read()
-    for part in told:
-        assert part in str(caught.value), str(caught.value)
 
 
 def stored(seed: int, path: str | None = None) -> dict:
@@ -100,6 +94,22 @@ def test_a_name_column_goes_before_stored_names(tmp_path):
     split = read_huggingface(tmp_path / "set", options)["train"]
     assert names(split) == ["lake_1", "lake_2"] and split.classes == ("lake",)
     refused(lambda: read_huggingface(tmp_path / "set", HuggingFaceOptions(name_column="kode")), "`kode`", "code")
+
+
+def test_names_that_stand_for_different_pictures_are_not_taken(tmp_path):
+    saved(tmp_path / "set", train=columns(1, 2, name=["port", "port"]))
+    assert names(read_huggingface(tmp_path / "set")["train"]) == ["p_1.png", "p_2.png"], "found, but of no use"
+    named = HuggingFaceOptions(name_column="name")
+    refused(lambda: read_huggingface(tmp_path / "set", named), "`name`", "'port'", "different pictures")
+
+
+def test_a_name_that_is_missing_is_refused_and_white_space_is_no_part_of_one(tmp_path):
+    named = HuggingFaceOptions(name_column="code")
+    for number, missing in enumerate((None, " ")):
+        folder = saved(tmp_path / f"set{number}", train=columns(1, 2, code=["lake_1", missing]))
+        refused(lambda folder=folder: read_huggingface(folder, named), "train[1]", "`code` is empty")
+    saved(tmp_path / "set", train=columns(1, 2, code=["lake_1 ", "lake_2"]))
+    assert names(read_huggingface(tmp_path / "set", named)["train"]) == ["lake_1", "lake_2"]
 
 
 def test_a_folder_of_pictures_with_metadata(tmp_path):

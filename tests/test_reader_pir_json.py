@@ -4,21 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from support import shared_path
+from support import refused, shared_path
 
 from petlbench.datasets.load import load
 from petlbench.datasets.options import NwpuJsonOptions, PirJsonOptions
 from petlbench.datasets.readers.karpathy import read_karpathy
 from petlbench.datasets.readers.nwpu_json import read_nwpu_json
 from petlbench.datasets.readers.pir_json import read_pir_json
-from petlbench.datasets.split import DataError
-
-
-def refused(read, *told):
-    with pytest.raises(DataError) as caught:
-        read()
-    for part in told:
-        assert part in str(caught.value), str(caught.value)
 
 
 def train_items(name="bridge_1", captions=("x", "y"), number=7):

@@ -8,11 +8,11 @@ import pytest
 from data_files import write_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import refused
 
 from petlbench.datasets.load import load
 from petlbench.datasets.options import TableOptions
 from petlbench.datasets.readers.table import read_table
-from petlbench.datasets.split import DataError
 
 ROWS = [
     {"image": "b.jpg", "caption": "a port, seen from above", "split": "train", "class": "port"},
@@ -20,13 +20,6 @@ ROWS = [
     {"image": "a.jpg", "caption": 'the "old" lake', "split": "validation", "class": "lake"},
     {"image": "c.jpg", "caption": "null", "split": "TEST", "class": ""},
 ]
-
-
-def refused(read, *told):
-    with pytest.raises(DataError) as caught:
-        read()
-    for part in told:
-        assert part in str(caught.value), str(caught.value)
 
 
 def write(folder, name, rows=ROWS):

@@ -9,20 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support import refused
 
 from petlbench.datasets.cache import prepare
 from petlbench.datasets.load import load
 from petlbench.datasets.options import WebDatasetOptions
 from petlbench.datasets.preprocess import prepare_picture
 from petlbench.datasets.readers.webdataset import read_webdataset
-from petlbench.datasets.split import DataError
-
-
-def refused(read, *told):
-    with pytest.raises(DataError) as caught:
-        read()
-    for part in told:
-        assert part in str(caught.value), str(caught.value)
 
 
 def picture(seed: int) -> bytes:
@@ -144,6 +137,15 @@ def test_cut_off_files_are_found(tmp_path, keep):
     assert len(data) > keep
     path.write_bytes(data[:keep])
     refused(lambda: read_webdataset(path), str(path), "cut off", "copy it again")
+
+
+def test_a_tar_file_may_end_in_a_folder(tmp_path):
+    path = write_tar(tmp_path / "train.tar", samples(1))
+    with tarfile.open(path, "a") as tar:
+        folder = tarfile.TarInfo("empty")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    assert names(read_webdataset(tmp_path)["train"]) == ["p_001.png"]
 
 
 def test_packed_and_foreign_files(tmp_path):

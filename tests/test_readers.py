@@ -8,25 +8,13 @@ import pytest
 from data_files import item, precomp_set, write_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import shared_path
+from support import refused, shared_path
 
 from petlbench.datasets.options import KarpathyOptions, PrecompOptions
 from petlbench.datasets.readers.alignment import locate
 from petlbench.datasets.readers.common import label_of
 from petlbench.datasets.readers.karpathy import read_karpathy
 from petlbench.datasets.readers.precomp import read_lines, read_precomp
-from petlbench.datasets.split import DataError
-
-
-def refused(read, *told: str) -> str:
-    """The message of the DataError that ``read`` raises; it must contain every string of ``told``."""
-    with pytest.raises(DataError) as caught:
-        read()
-    message = str(caught.value)
-    for part in told:
-        assert part in message, message
-    return message
-
 
 # Karpathy JSON
 

@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -13,52 +12,21 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from filelock import FileLock
-from small_trials import small_trial, tiny_backbone  # noqa: F401 (a fixture)
+from reliable import a_trial, holds_at_most, one_cache, path_of, work_of  # noqa: F401 (a fixture)
+from small_trials import tiny_backbone  # noqa: F401 (a fixture)
 from support import ROOT
 
 from petlbench.harness import checkpoint as checkpoint_module
-from petlbench.harness import fit as fit_module
 from petlbench.harness import record as record_module
 from petlbench.harness.checkpoint import Checkpoints
-from petlbench.harness.disk import DiskFull, room_for, why_full
-from petlbench.harness.engine import TrainingError
+from petlbench.harness.disk import DiskFull
 from petlbench.harness.leftovers import clear_finished, remove_half_written
-from petlbench.harness.oom import OutOfMemory, is_out_of_memory
-from petlbench.harness.record import read_record, record_path, write_record
-from petlbench.harness.signals import Interruption, listening
+from petlbench.harness.record import write_record
 from petlbench.harness.spec import Trial
-from petlbench.harness.stopping import Running, stopper
 from petlbench.harness.trial import run_trial
-from petlbench.methods.full_finetune import FullFinetune
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
-
-SETS = ("train.epochs=3", "dataset.scenes.train=30", "train.batch_size=10")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_cache(tmp_path_factory):
-    """The pictures are the same in every test."""
-    before = os.environ.get("PETLBENCH_CACHE")
-    os.environ["PETLBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    os.environ.pop("PETLBENCH_CACHE")
-    if before is not None:
-        os.environ["PETLBENCH_CACHE"] = before
-
-
-def a_trial(folder: Path, *sets: str, **options) -> Trial:
-    return small_trial(folder, *SETS, *sets, **options)
-
-
-def path_of(trial: Trial) -> Path:
-    return record_path(Path(trial.paths.results), trial.spec.model_dump(mode="json"), trial.spec.spec_id)
-
-
-def work_of(trial: Trial) -> Path:
-    return Path(trial.paths.work) / trial.spec.spec_id[:16]
 
 
 class Killed(BaseException):
@@ -226,7 +194,7 @@ IN_A_SMALL_PLACE = """
     from petlbench.harness.disk import DiskFull
     from petlbench.harness.trial import run_trial
     from petlbench.methods.backbones.random_models import random_clip
-    from test_reliability import a_trial
+    from reliable import a_trial
     parts.load_backbone = lambda name, **options: random_clip(seed=7)
     def fill(line):
         try:
@@ -259,22 +227,6 @@ def test_a_disk_that_is_really_full(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (OSError(errno.ENOSPC, "x"), "the disk is full"),
-        (OSError(errno.EDQUOT, "x"), "the quota is used up"),
-        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "the disk is full"),
-        (RuntimeError("shape mismatch"), None),
-        (PermissionError(errno.EACCES, "Permission denied"), None),
-    ],
-)
-def test_errors_of_full_disks_are_known_by_their_many_names(tmp_path, error, reason):
-    assert why_full(error) == reason
-    with pytest.raises(DiskFull if reason else type(error)), room_for("it", tmp_path, 1):
-        raise error
-
-
 def test_what_killed_processes_leave_behind_is_removed(tmp_path, undisturbed, after_two_epochs):
     trial = a_trial(tmp_path)
     stem = path_of(trial).stem
@@ -292,33 +244,6 @@ def test_what_killed_processes_leave_behind_is_removed(tmp_path, undisturbed, af
         assert work_of(trial).exists(), "a process is at work there"
     clear_finished([trial])
     assert not work_of(trial).exists()
-
-
-# Memory ---------------------------------------------------------------------------------------------------------------
-
-
-def holds_at_most(monkeypatch, pairs: int, error: type[Exception] = torch.OutOfMemoryError) -> list[int]:
-    """A machine on which more than so many pictures at once in training do not fit; the sizes that were tried."""
-    encode, epoch, sizes = FullFinetune.encode_image, fit_module._train_epoch, []
-
-    def limited(self, model, images):
-        if training:
-            sizes.append(len(images))
-            if len(images) > pairs:
-                raise error("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return encode(self, model, images)
-
-    def within(*args):
-        training.append(True)
-        try:
-            return epoch(*args)
-        finally:
-            training.clear()
-
-    training: list[bool] = []
-    monkeypatch.setattr(FullFinetune, "encode_image", limited)
-    monkeypatch.setattr(fit_module, "_train_epoch", within)
-    return sizes
 
 
 def test_out_of_memory_halves_what_goes_through_at_once_and_keeps_the_batch(tmp_path, undisturbed, monkeypatch):
@@ -359,62 +284,6 @@ def test_memory_that_runs_out_later_repeats_that_epoch_only_and_a_resumed_trial_
     assert [e.loss for e in record.curve] == pytest.approx([e.loss for e in undisturbed.curve], rel=1e-4)
 
 
-def test_where_single_pairs_do_not_fit_the_trial_fails_with_advice(tmp_path, monkeypatch):
-    holds_at_most(monkeypatch, 0)
-    trial = a_trial(tmp_path)
-    with pytest.raises(
-        OutOfMemory, match=r"a single pair at a time is too much.*train\.precision=bf16.*--gpus-per-trial"
-    ):
-        run_trial(trial)
-    assert read_record(path_of(trial)).error.type == "OutOfMemory"
-
-
-def test_a_loss_that_cannot_be_cut_fails_with_advice_and_is_not_changed(tmp_path, monkeypatch):
-    sizes = holds_at_most(monkeypatch, 8)
-
-    whole = FullFinetune.loss
-    monkeypatch.setattr(FullFinetune, "loss", lambda self, model, batch: whole(self, model, batch))
-    with pytest.raises(
-        OutOfMemory, match=r"10 of 10 pairs at a time, and its loss\(\) compares.*lower train\.batch_size"
-    ):
-        run_trial(a_trial(tmp_path))
-    assert [size for size in sizes if size > 8] == [10]
-
-
-def test_memory_that_ends_in_validation_is_told_with_advice(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("petlbench.harness.ranking.evaluate", full)
-    with pytest.raises(OutOfMemory, match=r"outside of the training steps\. What can help"):
-        run_trial(a_trial(tmp_path))
-
-
-def test_the_allocator_of_the_host_is_understood():
-    """The real one, asked for more than there is."""
-    with pytest.raises(RuntimeError) as told:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(told.value)
-    assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("shape mismatch"))
-
-
-def test_a_loss_that_becomes_nan_fails_the_trial_with_advice(tmp_path, monkeypatch):
-    trial = a_trial(tmp_path)
-
-    def spoil(line):
-        compare = FullFinetune.compare
-        nan = float("nan")
-        monkeypatch.setattr(
-            FullFinetune, "compare", lambda *args: {name: value * nan for name, value in compare(*args).items()}
-        )
-
-    with pytest.raises(TrainingError, match=r"not finite at step 4 .*lower train\.lr"):
-        run_trial(trial, spoil)
-    record = read_record(path_of(trial))
-    assert (record.status, record.error.type) == ("failed", "TrainingError") and not record.metrics
-    assert [p.name for p in work_of(trial).glob("epoch-*")] == ["epoch-00001"]
-
-
 # Clocks ---------------------------------------------------------------------------------------------------------------
 
 
@@ -440,61 +309,6 @@ def test_no_decision_and_no_duration_depends_on_the_clock(tmp_path, undisturbed,
     os.utime(path_of(trial), (1, 1))
     assert same(run_trial(trial, lambda line: epochs.append("again"), seen=None), undisturbed)
     assert "again" not in epochs
-
-
-# Signals --------------------------------------------------------------------------------------------------------------
-
-
-def test_the_grace_period_runs_by_the_monotonic_clock():
-    now = [100.0]
-    asked = Interruption(grace_s=20, clock=lambda: now[0])
-    assert (asked.asked, asked.overdue, asked.exit_code) == (False, False, 0)
-    asked.ask(signal.SIGTERM)
-    now[0] += 19
-    assert (asked.asked, asked.overdue, asked.exit_code) == (True, False, 143)
-    now[0] += 2
-    assert asked.overdue
-
-
-def test_trials_end_at_their_report_and_none_is_waited_for_that_began_later():
-    asked, running, said = Interruption(), Running(), []
-    stop = stopper(asked, running, said.append)
-    running.began("a")
-    running.began("b")
-    assert not stop("a", {"epoch": 1}) and not stop.stop_all()
-    asked.ask(signal.SIGINT)
-    assert not stop.stop_all() and "SIGINT: 2 running trials may end the epoch" in said[0]
-    assert stop("a", {"epoch": 2}) and not stop("b", {"finished": 1})
-    running.ended("a")
-    running.began("c")
-    assert not stop.stop_all()
-    running.ended("b")
-    assert stop.stop_all() and len(said) == 1
-
-
-def test_a_second_signal_ends_the_process_at_once():
-    code = """
-        import os, signal, time
-        from petlbench.harness.signals import Interruption, listening
-        asked = Interruption()
-        with listening(asked, before_end=lambda: print("in order", flush=True)):
-            os.kill(os.getpid(), signal.SIGTERM)
-            print(asked.exit_code, flush=True)
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(60)
-    """
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout) == (130, "143\nin order\n")
-
-
-def test_handlers_are_put_back():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with listening(Interruption()):
-        assert signal.getsignal(signal.SIGTERM) not in before
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 # The page -------------------------------------------------------------------------------------------------------------

@@ -8,13 +8,12 @@ from cli_calls import small_set
 from data_files import item, write_json, write_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import ROOT, shared_path
+from support import ROOT, refused, shared_path
 
 from petlbench.datasets.load import load
 from petlbench.datasets.options import KarpathyOptions, PrecompOptions, SplitOptions
 from petlbench.datasets.readers.karpathy import read_karpathy
 from petlbench.datasets.registry import load_card, options_model
-from petlbench.datasets.split import DataError
 from petlbench.datasets.splits import merged, recut
 from petlbench.harness.experiment import load_experiment
 from petlbench.harness.parts import assemble
@@ -22,13 +21,6 @@ from petlbench.harness.plan import make_plan
 from petlbench.harness.spec import with_hashes, without_hashes
 from petlbench.harness.trial import run_trial
 from petlbench.leaderboard.board import build_board
-
-
-def refused(read, *told, error=DataError):
-    with pytest.raises(error) as caught:
-        read()
-    for part in told:
-        assert part in str(caught.value), str(caught.value)
 
 
 def names(split):

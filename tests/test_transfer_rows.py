@@ -1,13 +1,14 @@
 """Transfers: trained on one set, tested on another without near duplicates; rows of tables of their own."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-import small_trials
 from cli_calls import call
 from data_files import write_picture
+from small_trials import small_trial
 
 from petlbench.harness.gallery_data import open_split
 from petlbench.harness.metrics import Ranks, recalls
@@ -20,21 +21,15 @@ from petlbench.leaderboard.results_validate import validate
 from petlbench.leaderboard.table import build_board
 from petlbench.leaderboard.transfer import load_transfers
 
+pytestmark = pytest.mark.usefixtures("small_world")
 TEST_PICTURES = 6
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_world(tmp_path_factory):
-    """A random CLIP of two narrow blocks wherever a backbone is loaded, and a cache of our own."""
-    with small_trials.small_world(tmp_path_factory.mktemp("cache")):
-        yield
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(small_world, tmp_path_factory):
     """Two seeds of one method, trained on scenes."""
     folder = tmp_path_factory.mktemp("trained") / "results"
-    trial = small_trials.small_trial(folder, "train.epochs=1", "train.lr=0.01", method="linear_probe")
+    trial = small_trial(folder, "train.epochs=1", "train.lr=0.01", method="linear_probe")
     for seed in (0, 1):
         run_trial(trial.model_copy(update={"spec": trial.spec.model_copy(update={"seed": seed})}))
     return folder
@@ -179,6 +174,15 @@ def test_a_copy_of_a_transfer_is_a_problem(results):
     shutil.copy(first, first.with_name(f"z{first.name}"))
     loaded = load_transfers(results)
     assert len(loaded.entries) == 2 and "same transfer as" in loaded.problems[0].message
+
+
+def test_a_full_disk_is_told(results, target, monkeypatch):
+    def full(path, payload):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("petlbench.harness.transfer_record.write_atomically", full)
+    called = call("transfer", next(find_records(results)), "--to", target, "--root", target.parent / "files")
+    assert "a transfer cannot be written" in called.error
 
 
 def test_a_transfer_to_its_own_set_is_refused(results):

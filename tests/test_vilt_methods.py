@@ -1,18 +1,14 @@
 """Methods on a ViLT: their sizes, starts and losses, LoRA against peft, adapters and prompts against other code."""
 
-import copy
 import json
-import warnings
 
-import peft
 import pytest
 import torch
 import torch.nn.functional as F
 from golden.fill import filled, inputs
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from support import ROOT
-from transformers import ViltForImageAndTextRetrieval
+from vilt_forms import CLASSES, FORMS, built, disturb, of, scores
 
 from petlbench.harness import audit
 from petlbench.harness.contract_data import FALSE_CAPTIONS, fake_batch
@@ -31,39 +27,12 @@ from petlbench.methods.vilt_lora import ViltLora, ViltLoraConfig
 from petlbench.methods.vilt_prompt import ViltPrompt, ViltPromptConfig
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "vilt_prompt.json").read_text(encoding="utf-8"))
-CLASSES = (ViltFull, ViltLora, ViltAdapter, ViltPrompt)
 OPTIONS = ({}, {"itm_weight": 0.5}, {"train_pooler": True})
-FORMS = [(cls, name) for cls in CLASSES for name in cls.variants]
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def of(cls, form, **options):
-    return cls(cls.Config.model_validate({**cls.variants[form].method, **options}))
-
-
-def built(method, backbone, seed=0):
-    torch.manual_seed(seed)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), type(method).__name__)
-    return model.eval()
-
-
-def disturb(model, seed=1):
-    """Move every trained tensor away from where it starts."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-
-
-def scores(method, model, batch, tokens=None):
-    with torch.no_grad():
-        return method.score_pairs(model, batch.images, batch.tokens if tokens is None else tokens)
-
-
 # --- sizes ---
+
 
 WITHOUT_HEAD = [
     (ViltFull, "all", 111_595_777 - 769),
@@ -242,92 +211,6 @@ def test_without_matching_nothing_is_built_for_it():
     before = sum(p.numel() for p in backbone.parameters())
     added = sum(p.numel() for p in method.build(backbone).parameters()) - before
     assert method.added_at_inference(added) == added - (2 * backbone.width + 2)
-
-
-# --- LoRA and LayerNorm tuning inside peft ---
-
-IN_PEFT = [
-    ViltLora(),
-    ViltLora(ViltLoraConfig(rank=3, alpha=5.0, targets="all")),
-    ViltLora(ViltLoraConfig(targets="mlp", train_pooler=True)),
-    ViltFull(ViltFullConfig(parts="layer_norm")),
-]
-
-
-def retrieval_model(backbone):
-    """transformers' own retrieval model, with its eager attention, holding the same weights."""
-    model = ViltForImageAndTextRetrieval(copy.deepcopy(backbone.vilt.config))
-    model.vilt.embeddings.text_embeddings.LayerNorm.eps = backbone.vilt.embeddings.text_embeddings.LayerNorm.eps
-    model.load_state_dict(backbone.state_dict())
-    return model.eval()
-
-
-def retrieval_scores(model, batch):
-    side = batch.images.shape[-1]
-    with torch.no_grad():
-        return model(
-            input_ids=batch.tokens.ids,
-            attention_mask=batch.tokens.mask.long(),
-            pixel_values=batch.images,
-            pixel_mask=torch.ones(len(batch), side, side, dtype=torch.long),
-        ).logits[:, 0]
-
-
-@pytest.mark.parametrize("method", IN_PEFT, ids=["qv", "all", "mlp_pooler", "layer_norm"])
-def test_what_is_stored_opens_in_peft_and_scores_the_same(method, tmp_path):
-    backbone = random_vilt()
-    theirs, batch = retrieval_model(backbone), fake_batch(backbone)
-    model = built(method, backbone)
-    untouched = scores(method, model, batch)
-    assert torch.allclose(retrieval_scores(theirs, batch), untouched, atol=1e-5)
-    disturb(model)
-    form = method.peft_format(model)
-    parameters = dict(model.named_parameters())
-    assert set(form.keys) == set(method.trainable(model))
-    tensors = {key: parameters[name].detach().contiguous() for name, key in form.keys.items()}
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(dict(form.config)), encoding="utf-8")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*missing adapter keys.*")
-        warnings.filterwarnings("error", message=".*unexpected keys.*")
-        opened = peft.PeftModel.from_pretrained(theirs, tmp_path)
-    expected = scores(method, model, batch)
-    assert torch.allclose(retrieval_scores(opened.eval(), batch), expected, atol=1e-5)
-    assert (expected - untouched).abs().max() > 1e-2
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        ViltLora(ViltLoraConfig(itm_weight=1)),
-        ViltFull(),
-        ViltFull(ViltFullConfig(parts="bias")),
-        ViltAdapter(),
-        ViltPrompt(),
-    ],
-    ids=["lora_itm", "full", "bias", "adapter", "prompt"],
-)
-def test_what_peft_cannot_open_has_no_peft_format(method):
-    assert method.peft_format(method.build(random_vilt())) is None
-
-
-@pytest.mark.parametrize(
-    ("targets", "ends"),
-    [
-        ("qv", {"query", "value"}),
-        ("qkv", {"query", "key", "value"}),
-        ("qkvo", {"query", "key", "value", "attention.output.dense"}),
-        ("mlp", {"intermediate.dense", "output.dense"}),
-        ("all", {"query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"}),
-    ],
-)
-def test_lora_sits_on_the_layers_that_are_asked_for(targets, ends):
-    method = ViltLora(ViltLoraConfig(targets=targets))
-    names = method.tuned(method.build(random_vilt(blocks=1)))
-    places = {
-        name.partition("layer.0.")[2].partition(".lora")[0].removeprefix("attention.attention.") for name in names
-    }
-    assert places == ends
 
 
 # --- adapters, block by block with transformers' layers ---

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from petlbench.datasets.options import FileOptions
-from petlbench.datasets.split import DataError, FileImage, Split
+from petlbench.datasets.split import SPLITS, DataError, FileImage, ImageRef, Split
 
 UCM_CLASSES = (
     "agricultural", "airplane", "baseballdiamond", "beach", "buildings", "chaparral", "denseresidential", "forest",
@@ -29,11 +29,15 @@ _PREFIX = re.compile(r"(?P<label>.*[^\W\d_])[_-]?\d+")
 
 @dataclass(frozen=True)
 class Entry:
-    """One annotated picture: its name, its captions, its scene class (None: unknown)."""
+    """One annotated picture: its name, its captions, its scene class (None: unknown).
+
+    ``image`` is the picture where it is not the file of that name in the folder of the pictures.
+    """
 
     name: str
     captions: Sequence[str]
     label: str | None
+    image: ImageRef | None = None
 
 
 def label_of(name: str, rule: str) -> str | None:
@@ -71,21 +75,20 @@ def make_splits(entries: dict[str, list[Entry]], images: Path, options: FileOpti
 
     Args:
         entries: Entries by split name.
-        images: Folder of the pictures.
+        images: Folder of the pictures that are files of their name.
         options: ``extension`` and ``blank`` are heeded here (``error`` is the reader's affair: it knows the line).
     """
     known = {entry.label for listed in entries.values() for entry in listed} - {None}
     classes = tuple(sorted(label for label in known if label is not None))
     number = {label: index for index, label in enumerate(classes)}
-    suffix = f".{options.extension.lstrip('.')}" if options.extension else None
     splits: dict[str, Split] = {}
-    for name in ("train", "val", "test"):
+    for name in SPLITS:
         if name not in entries:
             continue
         listed = entries[name]
         split = Split(
             name=name,
-            images=tuple(FileImage(_file(images, entry.name, suffix), entry.name) for entry in listed),
+            images=tuple(entry.image or picture_in(images, entry.name, options) for entry in listed),
             captions=tuple(caption for entry in listed for caption in entry.captions),
             owner=np.repeat(np.arange(len(listed)), [len(entry.captions) for entry in listed]).astype(np.int64),
             labels=np.array([number.get(entry.label or "", -1) for entry in listed], np.int64) if classes else None,
@@ -93,6 +96,26 @@ def make_splits(entries: dict[str, list[Entry]], images: Path, options: FileOpti
         )
         splits[name] = without_blanks(split) if options.blank == "drop" else split
     return splits
+
+
+def picture_in(folder: Path, file: str, options: FileOptions, name: str | None = None) -> FileImage:
+    """A picture file, with the extension that the files really have; known by ``name``, else by that of the file."""
+    path = folder / file
+    if options.extension:
+        path = path.with_suffix(f".{options.extension.lstrip('.')}")
+    return FileImage(path, name or file)
+
+
+def stripped(captions: Sequence[str], place: str, blank: str) -> list[str]:
+    """Captions without surrounding white space.
+
+    Raises:
+        DataError: One holds no visible character, where ``blank`` is ``error``.
+    """
+    texts = [caption.strip() for caption in captions]
+    if blank == "error" and "" in texts:
+        raise DataError(f"{place}: caption {texts.index('')} is blank. Write one, or use the option blank=drop.")
+    return texts
 
 
 def without_blanks(split: Split) -> Split:
@@ -140,8 +163,3 @@ def repeated(names: Iterable[str]) -> tuple[str, int, int] | None:
 
 def _pick(things: tuple, mask: np.ndarray) -> tuple:
     return tuple(thing for thing, wanted in zip(things, mask, strict=True) if wanted)
-
-
-def _file(folder: Path, name: str, suffix: str | None) -> Path:
-    path = folder / name
-    return path.with_suffix(suffix) if suffix else path

@@ -21,10 +21,10 @@ from PIL import Image
 from petlbench.datasets.cache import cache_folder
 from petlbench.datasets.options import FileOptions, HuggingFaceOptions
 from petlbench.datasets.readers.columns import Row, choose, gather
-from petlbench.datasets.readers.common import make_splits, without_blanks
+from petlbench.datasets.readers.common import Entry, make_splits
 from petlbench.datasets.readers.split_files import split_named
 from petlbench.datasets.readers.stored_picture import decoded
-from petlbench.datasets.split import SPLITS, DataError, FileImage, ImageRef, Split
+from petlbench.datasets.split import DataError, FileImage, ImageRef, Split
 
 NAMES = ("file_name", "filename", "image_name", "name", "image_id")
 """Columns that usually name a picture."""
@@ -108,8 +108,8 @@ def read_huggingface(folder: Path | None, options: HuggingFaceOptions | None = N
     source = Source(str(folder), config=options.config)
     if options.repo is not None:
         source = Source(options.repo, hub=True, config=options.config, revision=options.revision)
-    entries: dict[str, list[Any]] = {}
-    images: dict[str, ImageRef] = {}
+    entries: dict[str, list[Entry]] = {}
+    known: set[str] = set()
     for part in _load(source):
         split = options.splits.get(part) or split_named(part)
         if split is None and len(_load(source)) > 1:
@@ -119,24 +119,18 @@ def read_huggingface(folder: Path | None, options: HuggingFaceOptions | None = N
             )
         if split == "drop":
             continue
-        found, pictures = _read_part(source, part, split or "train", options)
-        for name, listed in found.items():
-            entries.setdefault(name, []).extend(listed)
-        if both := images.keys() & pictures.keys():
+        found = _read_part(source, part, split or "train", options)
+        names = {entry.name for entry in found}
+        if both := known & names:
             raise DataError(f"{source.place}: the picture {min(both)!r} is in two splits; a picture belongs to one")
-        images |= pictures
+        known |= names
+        entries.setdefault(split or "train", []).extend(found)
     if not entries:
         raise DataError(f"{source.place}: no rows to read")
-    splits = make_splits({name: entries[name] for name in SPLITS if name in entries}, Path(), FileOptions(blank="keep"))
-    for name, split_ in splits.items():
-        whole = replace(split_, images=tuple(images[image.name] for image in split_.images))
-        splits[name] = without_blanks(whole) if options.blank == "drop" else whole
-    return splits
+    return make_splits(entries, Path(), FileOptions(blank=options.blank))
 
 
-def _read_part(
-    source: Source, part: str, split: str, options: HuggingFaceOptions
-) -> tuple[dict[str, list[Any]], dict[str, ImageRef]]:
+def _read_part(source: Source, part: str, split: str, options: HuggingFaceOptions) -> list[Entry]:
     datasets = _library()
     data = _load(source)[part]
     told = f"{source.place}: {part}"
@@ -162,12 +156,11 @@ def _read_part(
         Row(f"{told}[{row}]", {column: names[row], **{key: cells[key][row] for key in wanted}})
         for row in range(len(data))
     ]
-    entries = gather(rows, replace(chosen, split=None), options, split)
     images: dict[str, ImageRef] = {}
-    for row, name in enumerate(names):
-        file = files[row]
+    for row, (name, file) in enumerate(zip(names, files, strict=True)):
         images.setdefault(name, StoredImage(source, part, column, row, name) if file is None else FileImage(file, name))
-    return entries, images
+    entries = gather(rows, replace(chosen, split=None), options, split)[split]
+    return [replace(entry, image=images[entry.name]) for entry in entries]
 
 
 def _names(source: Source, part: str, column: str, options: HuggingFaceOptions) -> tuple[list[str], list[Path | None]]:
@@ -187,30 +180,41 @@ def _names(source: Source, part: str, column: str, options: HuggingFaceOptions) 
                 f"{source.place}: {part}[{row}]: column `{column}` holds no picture; fill it or drop the row"
             )
     named = options.name_column or next((name for name in NAMES if name in data.column_names), None)
-    if options.name_column is not None and options.name_column not in data.column_names:
+    if named is not None and named not in data.column_names:
         raise DataError(f"{source.place}: {part}: no column `{named}`; the columns are {', '.join(data.column_names)}")
     if named is not None:
-        return [str(name) for name in data.select_columns([named])[:][named]], files
-    if all(paths) and (names := _file_names(paths, files, source, part, column)) is not None:
-        return names, files
+        cells = data.select_columns([named])[:][named]
+        names = ["" if cell is None else str(cell).strip() for cell in cells]
+        if "" in names:
+            raise DataError(f"{source.place}: {part}[{names.index('')}]: column `{named}` is empty; name every picture")
+        if (twice := _ambiguous(names, files, source, part, column)) is None:
+            return names, files
+        if options.name_column is not None:
+            raise DataError(
+                f"{source.place}: {part}: column `{named}` names different pictures {twice!r}; name a column (option "
+                "name_column) that tells them apart"
+            )
+    if all(paths):
+        names = [PurePosixPath(path).name.strip() for path in paths]
+        if _ambiguous(names, files, source, part, column) is None:
+            return names, files
+        if all(files):
+            base = Path(source.place)
+            return [f.relative_to(base).as_posix() if f.is_relative_to(base) else str(f) for f in files if f], files
     return [f"{part}-{row:06d}" for row in range(len(data))], files
 
 
-def _file_names(paths: list[str], files: list[Path | None], source: Source, part: str, column: str) -> list[str] | None:
-    """Names of the files that pictures come from; None where one name stands for different pictures."""
-    names = [PurePosixPath(path).name for path in paths]
+def _ambiguous(names: list[str], files: list[Path | None], source: Source, part: str, column: str) -> str | None:
+    """The first name that stands for different pictures, told by their files, else by their content; or None."""
+
+    def mark(row: int) -> Path | bytes:
+        content = StoredImage(source, part, column, row, names[row]).content
+        return files[row] or hashlib.sha256(content()).digest()
+
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(names):
         rows[name].append(row)
-    base = Path(source.place)
-    if all(files) and any(len({files[row] for row in listed}) > 1 for listed in rows.values()):
-        return [f.relative_to(base).as_posix() if f.is_relative_to(base) else str(f) for f in files if f is not None]
-    stored = [row for listed in rows.values() if len(listed) > 1 for row in listed if files[row] is None]
-    marks = {
-        row: hashlib.sha256(StoredImage(source, part, column, row, names[row]).content()).digest() for row in stored
-    }
-    different = any(len({marks.get(row) for row in listed}) > 1 for listed in rows.values())
-    return None if different else names
+    return next((name for name, listed in rows.items() if len(listed) > 1 and len(set(map(mark, listed))) > 1), None)
 
 
 def _allowed(path: Path, source: Source) -> Path:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from petlbench.datasets.readers.common import check_name
 from petlbench.datasets.split import DataError
 
 
@@ -26,6 +27,27 @@ def load_json(path: Path) -> Any:
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+
+
+def picture_name(item: Any, key: str, place: str, wanted: str) -> str:
+    """The picture file that an item names under a key.
+
+    Args:
+        item: What should be an object with the keys ``wanted``.
+        key: The key.
+        place: Where it stands, for messages.
+        wanted: The keys that are expected, for messages.
+
+    Raises:
+        DataError: It is no object, or names no file inside the picture folder.
+    """
+    if not isinstance(item, dict):
+        raise DataError(f"{place}: found {kind(item)}, expected an object with {wanted}")
+    name = item.get(key)
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(f"{place}: key `{key}` is {kind(name)}, expected the name of the picture file")
+    check_name(name, place)
+    return name
 
 
 def kind(thing: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from petlbench.datasets.options import KarpathyOptions
 from petlbench.datasets.readers.common import Entry, check_name, label_of, make_splits, repeated
-from petlbench.datasets.readers.json_file import kind, load_json
+from petlbench.datasets.readers.json_file import kind, load_json, picture_name
 from petlbench.datasets.split import SPLITS, DataError, Split
 from petlbench.datasets.validation import suggest
 
@@ -35,9 +35,10 @@ def read_karpathy(annotations: Path, images: Path, options: KarpathyOptions | No
     names = []
     for index, item in enumerate(_items(annotations)):
         place = f"{annotations}: images[{index}]"
-        if not isinstance(item, dict):
-            raise DataError(f"{place}: found {kind(item)}, expected an object with `filename`, `split`, `sentences`")
-        name = _name(item, place)
+        name = picture_name(item, "filename", place, "`filename`, `split`, `sentences`")
+        if isinstance(folder := item.get("filepath"), str) and folder:
+            name = f"{folder}/{name}"
+            check_name(name, place)
         place = f"{place} ({name})"
         split = _split(item, place, options)
         names.append(name)
@@ -63,17 +64,6 @@ def _items(path: Path) -> list[Any]:
     if not found:
         raise DataError(f"{path}: the list `images` is empty")
     return found
-
-
-def _name(item: dict[str, Any], place: str) -> str:
-    name = item.get("filename")
-    if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{place}: key `filename` is {kind(name)}, expected the name of the picture file")
-    folder = item.get("filepath")
-    if isinstance(folder, str) and folder:
-        name = f"{folder}/{name}"
-    check_name(name, place)
-    return name
 
 
 def _split(item: dict[str, Any], place: str, options: KarpathyOptions) -> str:

@@ -9,6 +9,7 @@ from petlbench.datasets.options import KarpathyOptions
 from petlbench.datasets.readers.common import Entry, few
 from petlbench.datasets.readers.karpathy import read_karpathy
 from petlbench.datasets.split import SPLITS, DataError
+from petlbench.datasets.splits import captions_of
 
 
 def check_against_karpathy(parts: Mapping[str, Sequence[Entry]], json: Path, source: Path, distinct: bool) -> None:
@@ -65,10 +66,8 @@ def _told(json: Path) -> dict[str, tuple[str, list[str]]]:
     """Split and captions by picture, as the JSON has them."""
     told: dict[str, tuple[str, list[str]]] = {}
     for split in read_karpathy(json, json.parent, KarpathyOptions(labels="none", blank="keep")).values():
-        captions: list[list[str]] = [[] for _ in split.images]
-        for owner, text in zip(split.owner, split.captions, strict=True):
-            captions[owner].append(text)
-        told |= {_base(i.name): (split.name, texts) for i, texts in zip(split.images, captions, strict=True)}
+        listed = zip(split.images, captions_of(split), strict=True)
+        told |= {_base(image.name): (split.name, texts) for image, texts in listed}
     return told
 
 

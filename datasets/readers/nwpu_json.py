@@ -6,15 +6,14 @@ Each picture has ``filename``, ``split`` and its captions. Pictures lie in one f
 from __future__ import annotations
 
 import re
-from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from petlbench.datasets.options import NwpuJsonOptions
-from petlbench.datasets.readers.common import Entry, check_name, make_splits, repeated
-from petlbench.datasets.readers.json_file import kind, load_json
+from petlbench.datasets.readers.common import Entry, make_splits, picture_in, repeated
+from petlbench.datasets.readers.json_file import kind, load_json, picture_name
 from petlbench.datasets.readers.split_files import split_named
-from petlbench.datasets.split import DataError, FileImage, Split
+from petlbench.datasets.split import DataError, Split
 
 _RAW = re.compile(r"raw(?:_(\d+))?")
 
@@ -51,17 +50,10 @@ def read_nwpu_json(annotations: Path, images: Path, options: NwpuJsonOptions | N
     entries: dict[str, list[Entry]] = {}
     folders = {label for label in data if (images / label).is_dir()}
     for name, (label, _, split, captions) in zip(names, found, strict=True):
-        entries.setdefault(split, []).append(Entry(name, captions, None if options.labels == "none" else label))
-    splits = make_splits(entries, images, options)
-    home = {name: label for name, (label, *_) in zip(names, found, strict=True)}
-    for part, made in splits.items():
-        placed = tuple(
-            FileImage(images / home[image.name] / image.path.name, image.name) if home[image.name] in folders else image
-            for image in made.images
-            if isinstance(image, FileImage)
-        )
-        splits[part] = replace(made, images=placed)
-    return splits
+        file = PurePosixPath(name).name
+        image = picture_in(images / label, file, options, name) if label in folders else None
+        entries.setdefault(split, []).append(Entry(name, captions, None if options.labels == "none" else label, image))
+    return make_splits(entries, images, options)
 
 
 def caption_keys(item: dict[str, Any]) -> list[str]:
@@ -77,12 +69,7 @@ def _listed(listed: Any, place: str) -> list[Any]:
 
 
 def _item(item: Any, place: str, options: NwpuJsonOptions) -> tuple[str, str, list[str]]:
-    if not isinstance(item, dict):
-        raise DataError(f"{place}: found {kind(item)}, expected an object with `filename`, `split`, `raw`")
-    name = item.get("filename")
-    if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{place}: key `filename` is {kind(name)}, expected the name of the picture file")
-    check_name(name, place)
+    name = picture_name(item, "filename", place, "`filename`, `split`, `raw`")
     place = f"{place} ({name})"
     split = split_named(str(item.get("split")))
     if split is None:

@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from petlbench.datasets.options import PirJsonOptions
-from petlbench.datasets.readers.common import Entry, check_name, few, label_of, make_splits, repeated
-from petlbench.datasets.readers.json_file import kind, load_json
+from petlbench.datasets.readers.common import Entry, few, label_of, make_splits, picture_in, repeated, stripped
+from petlbench.datasets.readers.json_file import kind, load_json, picture_name
 from petlbench.datasets.readers.split_files import by_stem, choose_stem
-from petlbench.datasets.split import DataError, FileImage, Split
+from petlbench.datasets.split import DataError, Split
 
 FILES = "STEM_{train,val,test}.json"
 """How the files are called."""
@@ -50,16 +50,10 @@ def read_pir_json(folder: Path, images: Path, options: PirJsonOptions | None = N
                 raise DataError(
                     f"{files[split]}: the picture {entry.name!r} is in {other.name} too; a picture belongs to one split"
                 )
-    splits = make_splits(bare, images, options)
-    for name, made in splits.items():
-        if (images / name).is_dir() and bare[name] is not read[name]:
-            placed = tuple(
-                FileImage(images / name / image.path.relative_to(images), image.name)
-                for image in made.images
-                if isinstance(image, FileImage)
-            )
-            splits[name] = replace(made, images=placed)
-    return splits
+    for split, listed in bare.items():
+        if bare is not read and (images / split).is_dir():
+            bare[split] = [replace(one, image=picture_in(images / split, one.name, options)) for one in listed]
+    return make_splits(bare, images, options)
 
 
 def _read(path: Path, options: PirJsonOptions) -> list[Entry]:
@@ -75,12 +69,7 @@ def _read(path: Path, options: PirJsonOptions) -> list[Entry]:
     whole: dict[str, int] = {}
     for index, item in enumerate(data):
         place = f"{path}: [{index}]"
-        if not isinstance(item, dict):
-            raise DataError(f"{place}: found {kind(item)}, expected an object with `image` and `caption`")
-        name = item.get("image")
-        if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{place}: key `image` is {kind(name)}, expected the name of the picture file")
-        check_name(name, place)
+        name = picture_name(item, "image", place, "`image` and `caption`")
         place = f"{place} ({name})"
         told = item.get("caption")
         if isinstance(told, list) or name in whole:
@@ -100,10 +89,7 @@ def _captions(told: Any, place: str, options: PirJsonOptions) -> list[str]:
     if not listed or not all(isinstance(text, str) for text in listed):
         wrong = next((text for text in listed if not isinstance(text, str)), told)
         raise DataError(f"{place}: key `caption` holds {kind(wrong)}, expected a text or a list of texts")
-    stripped = [text.strip() for text in listed]
-    if options.blank == "error" and "" in stripped:
-        raise DataError(f"{place}: caption {stripped.index('')} is blank. Write one, or use the option blank=drop.")
-    return stripped
+    return stripped(listed, place, options.blank)
 
 
 def _same_id(given: Any, name: str, place: str, ids: dict[Any, str], known: dict[str, Any]) -> None:
@@ -130,7 +116,7 @@ def _without_folder(read: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
         if not all(PurePosixPath(entry.name).parts[0] == split for entry in listed):
             return read
         names = [PurePosixPath(entry.name).relative_to(split).as_posix() for entry in listed]
-        bare[split] = [Entry(name, e.captions, e.label) for name, e in zip(names, listed, strict=True)]
+        bare[split] = [replace(entry, name=name) for name, entry in zip(names, listed, strict=True)]
     everything = [entry.name for listed in bare.values() for entry in listed]
     if "." in everything:
         lone = [entry.name for listed in read.values() for entry in listed if len(PurePosixPath(entry.name).parts) < 2]

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from petlbench.datasets.split import DataError
+from petlbench.datasets import split
 
 
 def decoded(data: bytes, place: str) -> Image.Image:
@@ -19,11 +19,5 @@ def decoded(data: bytes, place: str) -> Image.Image:
     Raises:
         DataError: They are no picture, or not all of one.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{place}: the {len(data):,} bytes of the picture cannot be decoded ({error}). Write the file again from whole "
-            "pictures, or run `benchmark data doctor` to list every unreadable one."
-        ) from error
+    what = f"{place}: the {len(data):,} bytes of the picture"
+    return split.decoded(io.BytesIO(data), what, "Write the file again from whole pictures")

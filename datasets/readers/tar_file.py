@@ -93,22 +93,21 @@ def members(path: Path) -> list[Member]:
     try:
         with path.open("rb") as file:
             head = file.read(6)
-        if not head:
-            raise DataError(f"{path}: the file is empty; copy it again")
-        for begin, kind in _PACKED.items():
-            if head.startswith(begin):
-                raise DataError(
-                    f"{path}: packed with {kind}, so that pictures cannot be found by their place; unpack it to a plain .tar"
-                )
-        found = []
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                _check(info, path)
-                if info.isfile():
-                    found.append(Member(info.name, info.offset_data, info.size))
-            end = found[-1].offset + -(-found[-1].size // BLOCK) * BLOCK if found else 0
-        with path.open("rb") as file:
-            file.seek(end)
+            if not head:
+                raise DataError(f"{path}: the file is empty; copy it again")
+            for begin, kind in _PACKED.items():
+                if head.startswith(begin):
+                    raise DataError(
+                        f"{path}: packed with {kind}, so that pictures cannot be found by their place; unpack it to a plain .tar"
+                    )
+            file.seek(0)
+            found = []
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for info in tar:
+                    _check(info, path)
+                    if info.isfile():
+                        found.append(Member(info.name, info.offset_data, info.size))
+                file.seek(tar.offset)  # behind the last member, of whatever kind
             whole = file.read(BLOCK) == bytes(BLOCK)
     except (tarfile.TarError, OSError, EOFError) as error:
         told = getattr(error, "strerror", None) or error

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from petlbench.datasets.readers.common import (
     label_of,
     make_splits,
     repeated,
-    without_blanks,
+    stripped,
     without_repeats,
 )
 from petlbench.datasets.readers.karpathy_check import check_against_karpathy
@@ -91,15 +90,6 @@ class ViltArrowOptions(SplitOptions):
         return self.parts.get(split, [split])  # type: ignore[call-overload]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Rows of one file: pictures, and what is told of them."""
-
-    path: Path
-    images: list[ArrowImage]
-    entries: list[Entry]
-
-
 def read_vilt_arrow(folder: Path, options: ViltArrowOptions | None = None) -> dict[str, Split]:
     """Read the files of a folder.
 
@@ -127,16 +117,11 @@ def read_vilt_arrow(folder: Path, options: ViltArrowOptions | None = None) -> di
     _all_read(folder, stem, parts, options)
     _named_once(parts.values())
     if options.karpathy_json is not None:
-        told = {part: read.entries for part, read in parts.items()}
-        check_against_karpathy(told, Path(options.karpathy_json), folder, distinct=options.captions == "distinct")
-    entries = {split: [e for p in listed for e in parts[p].entries] for split, listed in wanted.items() if listed}
-    # Classes are numbered there; the picture files it takes for granted are replaced by rows.
-    splits = make_splits(entries, folder, FileOptions(blank="keep"))
-    for name, split in splits.items():
-        split = replace(split, images=tuple(image for part in wanted[name] for image in parts[part].images))
-        if options.blank == "drop":
-            split = without_blanks(split)
-        splits[name] = without_repeats(split) if options.captions == "distinct" else split
+        check_against_karpathy(parts, Path(options.karpathy_json), folder, distinct=options.captions == "distinct")
+    entries = {split: [e for p in listed for e in parts[p]] for split, listed in wanted.items() if listed}
+    splits = make_splits(entries, folder, FileOptions(blank=options.blank))
+    if options.captions == "distinct":
+        return {name: without_repeats(split) for name, split in splits.items()}
     return splits
 
 
@@ -190,8 +175,8 @@ def _all_read(folder: Path, stem: str, parts: Iterable[str], options: ViltArrowO
             )
 
 
-def _named_once(parts: Iterable[_Part]) -> None:
-    images = [image for part in parts for image in part.images]
+def _named_once(parts: Iterable[list[Entry]]) -> None:
+    images = [entry.image for listed in parts for entry in listed if isinstance(entry.image, ArrowImage)]
     if twice := repeated(image.name for image in images):
         name, first, second = twice
         one, other = images[first], images[second]
@@ -201,7 +186,7 @@ def _named_once(parts: Iterable[_Part]) -> None:
         )
 
 
-def _read_part(path: Path, part: str, options: ViltArrowOptions) -> _Part:
+def _read_part(path: Path, part: str, options: ViltArrowOptions) -> list[Entry]:
     table = open_arrow(path)
     if missing := [name for name in REQUIRED if name not in table.column_names]:
         found = ", ".join(table.column_names) or "none"
@@ -210,7 +195,7 @@ def _read_part(path: Path, part: str, options: ViltArrowOptions) -> _Part:
             "and usually split, as ViLT's writers make them"
         )
     if not len(table):  # the columns of an empty table have no type
-        return _Part(path, [], [])
+        return []
     kind = table.schema.field("image").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
         raise DataError(f"{path}: column image holds {kind}, expected binary, the bytes of a picture file")
@@ -228,7 +213,7 @@ def _read_part(path: Path, part: str, options: ViltArrowOptions) -> _Part:
     else:
         labels = [label_of(name, options.labels) for name in names]
     images = [ArrowImage(path, row, name) for row, name in enumerate(names)]
-    return _Part(path, images, [Entry(*facts) for facts in zip(names, captions, labels, strict=True)])
+    return [Entry(*facts) for facts in zip(names, captions, labels, images, strict=True)]
 
 
 def _texts(table: pa.Table, column: str, path: Path) -> list[str | None]:
@@ -262,8 +247,5 @@ def _captions(table: pa.Table, path: Path, names: list[Any], options: ViltArrowO
         place = f"{path}: row {row} ({names[row]})"
         if told is None or None in told or (not told and options.blank == "error"):
             raise DataError(f"{place}: found the captions {told}, expected a list with at least one text")
-        stripped = [text.strip() for text in told]
-        if options.blank == "error" and "" in stripped:
-            raise DataError(f"{place}: caption {stripped.index('')} is blank. Write one, or use the option blank=drop.")
-        captions.append(stripped)
+        captions.append(stripped(told, place, options.blank))
     return captions

@@ -14,16 +14,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from petlbench.datasets.options import FileOptions, WebDatasetOptions
+from petlbench.datasets.picture_folder import PICTURES
 from petlbench.datasets.readers.columns import CAPTION, CLASS, IMAGE, SPLIT, resolve_split
-from petlbench.datasets.readers.common import Entry, few, label_of, make_splits, repeated, without_blanks
+from petlbench.datasets.readers.common import Entry, few, label_of, make_splits, repeated, stripped
 from petlbench.datasets.readers.json_file import kind
 from petlbench.datasets.readers.split_files import split_named
 from petlbench.datasets.readers.tar_file import Member, TarImage, members, read_member
-from petlbench.datasets.split import SPLITS, DataError, Split
+from petlbench.datasets.split import DataError, Split
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
-"""Extensions of members that are pictures."""
-
+_EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in PICTURES)
 TEXT_LIMIT = 16 * 2**20
 """Bytes that a member of text may have."""
 
@@ -43,7 +42,8 @@ class _Sample:
 @dataclass(frozen=True)
 class _Read:
     image: TarImage
-    entry: Entry
+    captions: list[str]
+    label: str | None
     split: str | None
 
 
@@ -92,19 +92,13 @@ def _splits(read: list[_Read], source: Path, options: WebDatasetOptions) -> dict
             f"{source}: some samples belong to a split, others to none: {few(list(dict.fromkeys(lone)))}. Name the files "
             "after their split, or say what they are by the option parts, e.g. parts={shard-00: train}"
         )
-    listed: dict[str, list[_Read]] = {}
+    listed: dict[str, list[Entry]] = {}
     for sample in (sample for sample in read if sample.split != "drop"):
-        listed.setdefault(sample.split or "train", []).append(sample)
-    listed = {part: listed[part] for part in SPLITS if part in listed}
+        entry = Entry(sample.image.name, sample.captions, sample.label, sample.image)
+        listed.setdefault(sample.split or "train", []).append(entry)
     if not listed:
         raise DataError(f"{source}: no samples are left; see the option splits")
-    entries = {part: [sample.entry for sample in samples] for part, samples in listed.items()}
-    splits = make_splits(entries, source, FileOptions(blank="keep"))
-    for part, split in splits.items():
-        images = tuple(sample.image for sample in listed[part])
-        whole = replace(split, images=images)
-        splits[part] = without_blanks(whole) if options.blank == "drop" else whole
-    return splits
+    return make_splits(listed, source, FileOptions(blank=options.blank))
 
 
 def _split_of(shard: Path, base: Path, options: WebDatasetOptions) -> str | None:
@@ -134,7 +128,7 @@ def _samples(shard: Path) -> list[_Sample]:
         extension = extension.lower()
         if extension in sample.others or extension in (p.name.lower().partition(".")[2] for p in sample.pictures):
             raise DataError(f"{sample.place}: two members end in .{extension}; expected one of each kind for a sample")
-        if extension in PICTURES:
+        if extension in _EXTENSIONS:
             sample.pictures.append(member)
         else:
             sample.others[extension] = member
@@ -145,7 +139,7 @@ def _sample(sample: _Sample, part: str | None, options: WebDatasetOptions) -> _R
     if len(sample.pictures) != 1:
         found = [PurePosixPath(m.name).name for m in (*sample.pictures, *sample.others.values())]
         raise DataError(
-            f"{sample.place}: {len(sample.pictures)} pictures, expected one (.{', .'.join(PICTURES)}); its members: {few(found)}"
+            f"{sample.place}: {len(sample.pictures)} pictures, expected one ({', '.join(PICTURES)}); its members: {few(found)}"
         )
     picture = sample.pictures[0]
     told = _json(sample)
@@ -156,7 +150,7 @@ def _sample(sample: _Sample, part: str | None, options: WebDatasetOptions) -> _R
     name = PurePosixPath(name).name if name else f"{sample.key}.{picture.name.rpartition('.')[2]}"
     label = _label(sample, told) if options.labels == "member" else label_of(name, options.labels)
     image = TarImage(sample.shard, picture.offset, picture.size, name)
-    return _Read(image, Entry(name, captions, label), part)
+    return _Read(image, captions, label, part)
 
 
 def _json(sample: _Sample) -> dict[str, Any]:
@@ -187,12 +181,7 @@ def _captions(sample: _Sample, told: dict[str, Any], options: WebDatasetOptions)
             f"{sample.place}: no captions; expected a .txt member with one a line, or a .json member with a text or list under "
             f"{', '.join(CAPTION[:5])} (found: .{', .'.join(sorted(sample.others)) or 'nothing'}); other keys: option caption_keys"
         )
-    captions = [text.strip() for text in texts]
-    if options.blank == "error" and "" in captions:
-        raise DataError(
-            f"{sample.place}: caption {captions.index('')} is blank. Write one, or use the option blank=drop."
-        )
-    return captions
+    return stripped(texts, sample.place, options.blank)
 
 
 def _label(sample: _Sample, told: dict[str, Any]) -> str | None:
@@ -218,9 +207,7 @@ def _with_distinct_names(read: list[_Read], base: Path) -> list[_Read]:
     renamed = []
     for sample in read:
         shard = sample.image.path.relative_to(base).with_suffix("").as_posix()
-        name = f"{shard}/{sample.image.name}"
-        image = TarImage(sample.image.path, sample.image.offset, sample.image.size, name)
-        renamed.append(_Read(image, Entry(name, sample.entry.captions, sample.entry.label), sample.split))
+        renamed.append(replace(sample, image=replace(sample.image, name=f"{shard}/{sample.image.name}")))
     if twice := repeated(sample.image.name for sample in renamed):
         raise DataError(f"{base}: two pictures are named {twice[0]!r}; remove one of them")
     return renamed

@@ -10,11 +10,11 @@ import csv
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from petlbench.datasets.card import Card
+from petlbench.datasets.card import Card, Format
 from petlbench.datasets.load import load
 from petlbench.datasets.split import DataError, Split
 from petlbench.datasets.splits import captions_of
@@ -29,10 +29,8 @@ from petlbench.datasets.writers.common import (
     class_names,
     copy_pictures,
     keeps_blanks,
-    move_into_place,
     place_pictures,
     refuse_to_overwrite,
-    writable,
 )
 
 _WORD = re.compile(r"[a-z0-9']+")
@@ -43,20 +41,23 @@ class Kind:
     """How one kind of annotation file is written.
 
     Attributes:
-        suffix: Ends the name of the new card.
-        stem: What file names begin with, from the name of the set.
-        files: Names of the files, from stem and splits.
+        format: Which reader understands it.
+        stem: What file names begin with, from the ``name`` of the set.
+        file: Name of the file from the ``stem``, or of those of every ``split``.
         write: Writes them: (splits, folder, stem).
-        card: Format, ``annotations`` and options of the new card, from the stem.
-        by_split: Whether pictures that are copied lie in a folder per split.
+        options: What the reader must be told, from the ``stem``.
     """
 
-    suffix: str
-    stem: Callable[[str], str]
-    files: Callable[[str, Mapping[str, Split]], list[str]]
+    format: Format
+    stem: str
+    file: str
     write: Callable[[Mapping[str, Split], Path, str], None]
-    card: Callable[[str], tuple[str, str, dict[str, Any]]]
-    by_split: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def by_split(self) -> bool:
+        """Whether each split has a file of its own, and a folder of its own for pictures that are copied."""
+        return "{split}" in self.file
 
 
 def write_annotations(
@@ -67,6 +68,7 @@ def write_annotations(
     stem: str | None = None,
     *,
     pictures: Literal["auto", "refer", "copy"] = "auto",
+    beside: Mapping[str, str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
@@ -79,6 +81,7 @@ def write_annotations(
         kind: A key of :data:`KINDS`.
         stem: What the file names begin with.
         pictures: Whether the pictures are copied; see :func:`petlbench.datasets.writers.common.place_pictures`.
+        beside: Further texts to write, by file name.
         force: Overwrite files that are there.
         progress: Called while pictures are copied.
 
@@ -91,28 +94,32 @@ def write_annotations(
     """
     how = KINDS[kind]
     folder = Path(folder).expanduser().absolute()
-    stem = checked_stem(stem, how.stem(card.name))
+    stem = checked_stem(stem, how.stem.format(name=card.name))
     splits = {name: split for name, split in splits.items() if split.images}
-    names = [*how.files(stem, splits), f"{stem}.yaml"]
+    beside = beside or {}
+    files = list(dict.fromkeys(how.file.format(stem=stem, split=name) for name in splits))
+    names = [*files, *beside, f"{stem}.yaml"]
     place = place_pictures(splits, pictures)
     refuse_to_overwrite(folder, [*names, *([IMAGES] if place.copied else [])], force)
     check_names(splits)
-    with aside(folder) as work, writable(folder):
+    with aside(folder) as work:
         how.write(splits, work, stem)
+        for name, text in beside.items():
+            (work / name).write_text(text, encoding="utf-8")
         if place.copied:
             copy_pictures(splits, work, place, how.by_split, progress)
-        form, annotations, options = how.card(stem)
-        options |= {**place.options, **({"blank": "keep"} if keeps_blanks(splits) else {})}
-        facts = card_facts(card, f"{card.name}-{how.suffix}", splits) | {
-            "format": form,
-            "files": {"annotations": annotations, "images": place.folder},
+        options = {**{key: told.format(stem=stem) for key, told in how.options.items()}, **place.options}
+        if keeps_blanks(splits):
+            options["blank"] = "keep"
+        facts = card_facts(card, f"{card.name}-{kind}", splits) | {
+            "format": how.format,
+            "files": {"annotations": "." if how.by_split else files[0], "images": place.folder},
             "root": ".",
         }
         if options:
             facts["options"] = options
         (work / names[-1]).write_text(card_text(facts), encoding="utf-8")
         _check_back(work / names[-1], splits, kind)
-        move_into_place(work, folder)
     return [folder / name for name in names]
 
 
@@ -179,27 +186,8 @@ def _dump(path: Path, content: Any) -> None:
 
 
 KINDS: dict[str, Kind] = {
-    "karpathy": Kind(
-        suffix="karpathy",
-        stem=lambda name: f"dataset_{name}",
-        files=lambda stem, splits: [f"{stem}.json"],
-        write=_karpathy,
-        card=lambda stem: ("karpathy", f"{stem}.json", {}),
-    ),
-    "csv": Kind(
-        suffix="csv",
-        stem=lambda name: name,
-        files=lambda stem, splits: [f"{stem}.csv"],
-        write=_csv,
-        card=lambda stem: ("table", f"{stem}.csv", {}),
-    ),
-    "pir-json": Kind(
-        suffix="pir-json",
-        stem=lambda name: name,
-        files=lambda stem, splits: [f"{stem}_{split}.json" for split in splits],
-        write=_pir_json,
-        card=lambda stem: ("pir-json", ".", {"stem": stem, "labels": "field"}),
-        by_split=True,
-    ),
+    "karpathy": Kind("karpathy", "dataset_{name}", "{stem}.json", _karpathy),
+    "csv": Kind("table", "{name}", "{stem}.csv", _csv),
+    "pir-json": Kind("pir-json", "{name}", "{stem}_{split}.json", _pir_json, {"stem": "{stem}", "labels": "field"}),
 }
-"""Kinds of annotation files by name."""
+"""Kinds of annotation files by name, which also ends the name of the new card."""

@@ -54,12 +54,12 @@ def place_pictures(splits: Mapping[str, Split], pictures: Literal["auto", "refer
     """
     images = [image for split in splits.values() for image in split.images]
     bases = {_base(image) for image in images}
-    suffixes = {
-        (image.path.suffix, PurePosixPath(image.name).suffix) for image in images if isinstance(image, FileImage)
-    }
-    other = next(iter(suffixes))[0] if suffixes and all(real != told for real, told in suffixes) else None
-    fits = len(bases) == 1 and None not in bases and (len({real for real, _ in suffixes}) == 1 or other is None)
-    options = {"extension": other.lstrip(".")} if other and len({real for real, _ in suffixes}) == 1 else {}
+    files = [image for image in images if isinstance(image, FileImage)]
+    suffixes = {image.path.suffix for image in files}
+    renamed = any(image.path.suffix != PurePosixPath(image.name).suffix for image in files)
+    suffix = suffixes.pop().removeprefix(".") if renamed and len(suffixes) == 1 else ""
+    options = {"extension": suffix} if suffix else {}
+    fits = len(bases) == 1 and None not in bases and bool(suffix or not renamed)
     if pictures == "refer" and not fits:
         raise DataError(
             "the pictures are not files of one folder under their own names, so they cannot be left where they are; write them "
@@ -165,24 +165,25 @@ def checked_stem(stem: str | None, default: str) -> str:
 
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
-    """A folder inside ``folder`` for what is not complete yet; gone afterwards."""
-    with writable(folder):
+    """A folder inside ``folder`` for what is not complete yet; what is in it at the end is moved out of it.
+
+    Annotations are moved last, so that what reads them finds their pictures.
+
+    Raises:
+        DataError: Something cannot be written; says what to do. Nothing is left behind.
+    """
+    with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".exporting-", dir=folder))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def move_into_place(work: Path, folder: Path) -> None:
-    """Move all files, annotations last, so that what reads them finds their pictures."""
-    with writable(folder):
-        files = sorted((path for path in work.rglob("*") if path.is_file()), key=lambda p: (p.parent == work, p))
-        for path in files:
-            target = folder / path.relative_to(work)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
+        try:
+            yield work
+            files = sorted((path for path in work.rglob("*") if path.is_file()), key=lambda p: (p.parent == work, p))
+            for path in files:
+                target = folder / path.relative_to(work)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def card_facts(card: Card, name: str, splits: Mapping[str, Split]) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def class_names(split: Split) -> list[str | None]:
 
 
 @contextmanager
-def writable(folder: Path) -> Iterator[None]:
+def _writable(folder: Path) -> Iterator[None]:
     """Say what to do when the folder cannot be written."""
     try:
         yield

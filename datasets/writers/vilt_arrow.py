@@ -27,9 +27,7 @@ from petlbench.datasets.writers.common import (
     class_names,
     file_bytes,
     keeps_blanks,
-    move_into_place,
     refuse_to_overwrite,
-    writable,
 )
 
 ROWS = 64
@@ -73,9 +71,7 @@ def write_vilt_arrow(
     with aside(folder) as work:
         for split in splits.values():
             _write(split, work / f"{stem}_{split.name}.arrow", progress)
-        with writable(folder):
-            (work / names[-1]).write_text(_card(card, work, stem, splits), encoding="utf-8")
-        move_into_place(work, folder)
+        (work / names[-1]).write_text(_card(card, work, stem, splits), encoding="utf-8")
     return [folder / name for name in names]
 
 
@@ -86,7 +82,7 @@ def _write(split: Split, path: Path, progress: Progress | None) -> None:
     if split.classes:
         fields.append(("label", pa.string()))
     schema = pa.schema(fields)
-    with writable(path.parent.parent), path.open("wb") as file:
+    with path.open("wb") as file:
         with pa.ipc.new_file(file, schema) as writer:
             for start, columns in _batches(split):
                 writer.write_batch(pa.record_batch({name: columns[name] for name in schema.names}, schema=schema))

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from collections import Counter
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from petlbench.datasets.cache_entries import CacheEntry
 
 cache = typer.Typer(help="List the cache folder, or clear parts of it.", no_args_is_help=True)
 
 
-class Kind(StrEnum):
-    """Kinds of entries."""
-
-    images = "images"
-    features = "features"
-    states = "states"
-    index_ = "index"
-    probes = "probes"
-    shipped = "shipped"
-    huggingface = "huggingface"
-    remains = "remains"
-
-
-Kinds = Annotated[list[Kind] | None, typer.Option("--kind", metavar="KIND", help="Only this kind (repeatable).")]
+Kinds = Annotated[list[str] | None, typer.Option("--kind", metavar="KIND", help="Only this kind (repeatable).")]
 
 
 @cache.command("ls")
@@ -50,7 +34,7 @@ def ls(
     from petlbench.datasets.cache_entries import KINDS, cache_entries
 
     folder = cache_folder()
-    entries = cache_entries(folder, [one.value for one in kind or ()])
+    entries = cache_entries(folder, kind or ())
     if as_json:
         listed = [
             {
@@ -74,7 +58,7 @@ def ls(
             continue
         told = one.belongs_to + (" (in use)" if one.in_use else "")
         age = says_age(time.time() - one.used)
-        table.add_row(one.kind, one.path.name[:12], says_size(one.bytes), age, Text(told))
+        table.add_row(one.kind, Text(one.path.name[:12]), says_size(one.bytes), age, Text(told))
     for name, listed_small in small.items():
         if listed_small:
             size = says_size(sum(one.bytes for one in listed_small))
@@ -108,14 +92,12 @@ def clear(
     if all_ and (kind or older_than):
         raise DataError("--all means everything; leave it out, or leave out --kind and --older-than")
     folder, least = cache_folder(), parse_age(older_than) if older_than else 0.0
-    entries = [
-        one for one in cache_entries(folder, [one.value for one in kind or ()]) if time.time() - one.used >= least
-    ]
+    entries = [one for one in cache_entries(folder, kind or ()) if time.time() - one.used >= least]
     if not entries:
         typer.echo(f"{folder}: nothing to remove")
         return
     size = says_size(sum(one.bytes for one in entries))
-    kinds = ", ".join(f"{sum(one.kind == name for one in entries)} {name}" for name in _kinds(entries))
+    kinds = ", ".join(f"{number} {name}" for name, number in Counter(one.kind for one in entries).items())
     what = f"{len(entries):,} entries ({kinds}), {size}, in {folder}"
     if not yes:
         if not sys.stdin.isatty():
@@ -125,10 +107,6 @@ def clear(
     typer.echo(f"removed {len(gone):,} entries, {says_size(sum(one.bytes for one in gone))}")
     if kept := len(entries) - len(gone):
         typer.echo(f"{kept:,} {'is' if kept == 1 else 'are'} in use and stay{'s' * (kept == 1)}")
-
-
-def _kinds(entries: list[CacheEntry]) -> list[str]:
-    return list(dict.fromkeys(one.kind for one in entries))
 
 
 def says_size(size: float) -> str:

@@ -125,7 +125,9 @@ def export(
             written = write_annotations(
                 splits, out, card, format_.value, stem, pictures=pictures.value, force=force, progress=progress
             )
-    files = written[:-1] if len(written) > len(splits) else written[:1] * len(splits)
-    for split, path in zip((split for split in splits.values() if split.images), files, strict=False):
-        typer.echo(f"{split.name}: {len(split.images):,} pictures, {len(split.captions):,} captions in {path}")
-    typer.echo(f"Read them by: -d {written[-1]}")
+    *files, made = written
+    for name, split in splits.items():
+        if split.images:
+            path = next((file for file in files if file.stem.endswith(f"_{name}")), files[0])
+            typer.echo(f"{name}: {len(split.images):,} pictures, {len(split.captions):,} captions in {path}")
+    typer.echo(f"Read them by: -d {made}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from petlbench.harness.cli.data_options import Name, Root, Sets, advance, bars, 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rich.console import Console
+    from rich.progress import Progress
 
     from petlbench.datasets.card import Card
     from petlbench.datasets.doctor import Against, DoctorReport
@@ -64,8 +64,9 @@ def doctor(
     """
     from rich.console import Console
 
-    from petlbench.datasets.doctor import examine, lenient, look_at, render
-    from petlbench.datasets.findings import CODES, chosen_codes
+    from petlbench.datasets.doctor import examine, lenient, render
+    from petlbench.datasets.findings import chosen_codes, need_pictures
+    from petlbench.datasets.fix import keep_out
     from petlbench.datasets.load import load
     from petlbench.datasets.places import Places
     from petlbench.datasets.registry import options_model
@@ -78,18 +79,13 @@ def doctor(
     meant = card.model_copy(update={"options": {**card.options, **given}})
     checked(options_model(card.format), meant.options, f"options of data set {card.name}")
     if fix is not None:
-        _refuse_data_folder(fix, card, root)
+        keep_out(Path(fix).expanduser().absolute(), _data_folders(meant, root))
     read = {**given, **lenient(card)}
     splits = load(card, root, **read)
-    seen: Looks = {}
+    pixels = pixels and need_pictures(wanted)
     with bars(Console(stderr=True)) as bar:
-        pixels = pixels and any(CODES[code].needs != "text" for code in wanted)
-        if pixels:
-            task = bar.add_task("pictures", total=sum(len(split.images) for split in splits.values()))
-            seen = look_at(splits, partial(advance, bar, task))
-        other = None
-        if against is not None:
-            other = _other(against, pixels, bar)
+        seen = _seen(splits, "pictures", bar) if pixels else {}
+        other = None if against is None else _other(against, pixels, bar)
     places = Places.of(card, root, read, splits)
     report = examine(splits, meant, pixels, looks=seen, against=other, codes=wanted, places=places)
     if as_json:
@@ -102,29 +98,26 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _other(against: str, pixels: bool, bar: Any) -> Against:
+def _other(against: str, pixels: bool, bar: Progress) -> Against:
     """The set to compare with."""
-    from petlbench.datasets.doctor import Against, lenient, look_at
+    from petlbench.datasets.doctor import Against, lenient
+    from petlbench.datasets.doctor_pictures import bad_pictures
     from petlbench.datasets.load import load
 
     name, _, folder = against.partition("=") if not Path(against).exists() else (against, "", "")
     card = settled(name, folder or None, {})
     splits = load(card, folder or None, **lenient(card))
-    seen: Looks = {}
-    if pixels:
-        task = bar.add_task(f"pictures of {card.name}", total=sum(len(split.images) for split in splits.values()))
-        seen = look_at(splits, partial(advance, bar, task))
-        from petlbench.datasets.doctor_pictures import bad_pictures
-
-        if bad := len(bad_pictures(seen)):
-            typer.echo(f"{card.name}: {bad:,} of {len(seen):,} pictures cannot be used, and are not compared", err=True)
+    seen = _seen(splits, f"pictures of {card.name}", bar) if pixels else {}
+    if bad := len(bad_pictures(seen)):
+        typer.echo(f"{card.name}: {bad:,} of {len(seen):,} pictures cannot be used, and are not compared", err=True)
     return Against(card.name, splits, seen)
 
 
-def _refuse_data_folder(fix: str, card: Card, root: str | None) -> None:
-    from petlbench.datasets.fix import keep_out
+def _seen(splits: Mapping[str, Split], what: str, bar: Progress) -> Looks:
+    from petlbench.datasets.doctor import look_at
 
-    keep_out(Path(fix).expanduser().absolute(), _data_folders(card, root))
+    task = bar.add_task(what, total=sum(len(split.images) for split in splits.values()))
+    return look_at(splits, partial(advance, bar, task))
 
 
 def _data_folders(card: Card, root: str | None) -> list[Path]:
@@ -135,7 +128,7 @@ def _data_folders(card: Card, root: str | None) -> list[Path]:
         return []
     folder = find_root(card, root)
     named = [folder / str(card.options.get("annotations") or card.files.annotations)]
-    named += [folder / (card.files.images or ".")]
+    named += [folder / str(card.options.get("image_dir") or card.files.images or ".")]
     return [folder, *(path if path.is_dir() else path.parent for path in named)]
 
 
@@ -167,12 +160,12 @@ def _fix(
     mended = mend(splits, report.findings, codes)
     # Counts are those of the new card, so they are not compared with the old one's.
     bare = card.model_copy(update={"expected": {}})
-    left = {place: look for place, look in seen.items() if place in _names(mended.splits)}
+    kept_places = {(name, image.name) for name, split in mended.splits.items() for image in split.images}
+    left = {place: look for place, look in seen.items() if place in kept_places}
     after = examine(mended.splits, bare, bool(seen), looks=left, against=other, codes=wanted)
     if still := sorted({one.code for one in after.findings} & set(codes)):
         raise DataError(f"{', '.join(still)}: is still found once mended; leave it to --ignore and mend it by hand")
-    console: Console = Console(stderr=True)
-    with bars(console) as bar:
+    with bars(Console(stderr=True)) as bar:
         tasks = {name: bar.add_task(f"pictures of {name}", total=None, visible=False) for name in mended.splits}
 
         def progress(name: str, done: int, total: int) -> None:
@@ -186,7 +179,3 @@ def _fix(
     typer.echo(f"pictures: {', '.join(f'{name} {number}' for name, number in kept.items())}", err=True)
     typer.echo(f"Read it by: -d {written[-1]}", err=True)
     return after
-
-
-def _names(splits: Mapping[str, Split]) -> set[tuple[str, str]]:
-    return {(name, image.name) for name, split in splits.items() for image in split.images}

@@ -11,7 +11,6 @@ from petlbench.methods.backbones.dinov2 import build_dinov2
 from petlbench.methods.backbones.exported import MAKE, Exported, LanguageShape, TwoTowerShape, VisionShape, read_header
 from petlbench.methods.backbones.minilm import BertTokenizer, build_bert, locate_minilm
 from petlbench.methods.backbones.two_tower import TwoTowerEncoder, checked_side
-from petlbench.methods.backbones.weights_io import is_hub_name
 
 NAME = "vits14-minilm-joint"
 WEIGHTS_FILE = f"{NAME}.safetensors"
@@ -35,10 +34,7 @@ def load_joint(
         BackboneError: The file is missing, no export of two towers, or does not hold exactly the model that its header
             describes; the tokenizer is another one; or the resolution is not a multiple of 14.
     """
-    path = locate_joint(name, weights)
-    header = read_header(path)
-    shape = _shape(header, path)
-    side = checked_side(name, resolution, header.backbone.resolution)
+    path, header, shape, side = _looked_into(name, weights, resolution)
     folder, _ = locate_minilm(text_weights, TOKENIZER)
     tokenizer = BertTokenizer(folder, shape.context_length)
     if (found := tokenizer.fingerprint()) != shape.tokenizer:
@@ -70,13 +66,9 @@ def resolve_joint(
     Raises:
         BackboneError: The file is missing or no export of two towers, or the resolution is not a multiple of 14.
     """
-    path = locate_joint(name, weights)
-    header = read_header(path)
-    _shape(header, path)
-    side = checked_side(name, resolution, header.backbone.resolution)
-    text = (
-        text_weights if text_weights and is_hub_name(text_weights) else str(locate_minilm(text_weights, TOKENIZER)[0])
-    )
+    path, _, _, side = _looked_into(name, weights, resolution)
+    kept = text_weights if text_weights and weights_io.is_hub_name(text_weights) else None
+    text = kept or str(locate_minilm(text_weights, TOKENIZER)[0])
     return {"weights": str(path), "text_weights": text, "resolution": side}
 
 
@@ -121,13 +113,16 @@ def describe_towers(encoder: TwoTowerEncoder) -> TwoTowerShape:
     )
 
 
-def _shape(header: Exported, path: Path) -> TwoTowerShape:
+def _looked_into(name: str, weights: str | None, resolution: int | None) -> tuple[Path, Exported, TwoTowerShape, int]:
+    """The file, what it says of itself and of the towers, and the input side."""
+    path = locate_joint(name, weights)
+    header = read_header(path)
     if header.two_tower is None:
         raise BackboneError(
             f"{path.name}: exported from {header.name}, a backbone of kind {header.backbone.kind}; it is read by "
             f"that backbone's own option `weights`, not by {NAME}"
         )
-    return header.two_tower
+    return path, header, header.two_tower, checked_side(name, resolution, header.backbone.resolution)
 
 
 def _provenance(header: Exported, sha256: str, side: int) -> Provenance:
