@@ -7,7 +7,6 @@ Results are kept in ``probes/`` of the cache folder, by everything but the seed 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from petlbench.errors import PetlbenchError
 from petlbench.harness.record import write_atomically
 from petlbench.harness.resources import GIB, Resources
 from petlbench.harness.shares import Measured
-from petlbench.harness.spec import Trial
+from petlbench.harness.spec import Trial, canonical_sha256
 
 if TYPE_CHECKING:
     from petlbench.datasets.split import Split
@@ -130,8 +129,7 @@ def probe_key(trial: Trial, card: Card) -> str:
     spec = trial.spec.model_dump(mode="json", exclude={"seed"})
     cls = registry.load(registry.discover(trial.paths.plugins)[trial.spec.method.name])
     code = [petlbench.__version__, torch.__version__, registry.source_sha256(cls)]
-    identity = json.dumps([spec, asdict(card), code], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(identity.encode()).hexdigest()
+    return canonical_sha256([spec, asdict(card), code])
 
 
 def _place(key: str) -> Path:
