@@ -152,6 +152,18 @@ def shares(
     return {key: replace(s, concurrent=most, beside=beside) for key, s in found.items()}
 
 
+def with_machine(trial: Trial, portion: Share, resources: Resources) -> Trial:
+    """The trial with what its share of the machine decides."""
+    update = {
+        "threads": portion.cpus,
+        "workers": portion.workers,
+        "gpus_per_worker": portion.gpus,
+        "gpu_reserve": int(resources.gpu_reserve_gib * GIB),
+        "concurrent_trials": portion.beside,
+    }
+    return trial.model_copy(update={"paths": trial.paths.model_copy(update=update)})
+
+
 def _share(
     resources: Resources,
     nodes: Sequence[Node],

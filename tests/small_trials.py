@@ -15,7 +15,9 @@ from petlbench.methods.backbones.random_models import random_clip
 SMALL = ("dataset.scenes.train=48", "dataset.scenes.val=30", "dataset.scenes.test=30", "train.batch_size=16")
 
 
-def small_plan(results: Path, *sets: str, methods: list[str] | None = None, **options: Any) -> Plan:
+def small_plan(
+    results: Path, *sets: str, methods: list[str] | None = None, force: bool = False, **options: Any
+) -> Plan:
     """A plan over tiny splits of the rendered scenes; three epochs of one caption per picture unless said otherwise."""
     defaults = ("train.epochs=3", "train.sampling=image")
     return make_plan(
@@ -25,7 +27,8 @@ def small_plan(results: Path, *sets: str, methods: list[str] | None = None, **op
             methods=methods or ["full_finetune"],
             results=str(results),
             **{"seeds": [0], **options},
-        )
+        ),
+        force=force,
     )
 
 

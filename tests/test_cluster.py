@@ -126,7 +126,7 @@ def cluster(log):
     import ray
     from ray.cluster_utils import Cluster
 
-    from petlbench.harness.schedule import quiet_ray
+    from petlbench.harness.ray_session import quiet_ray
 
     quiet_ray()
     quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 1000, "health_check_failure_threshold": 10}

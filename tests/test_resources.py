@@ -19,8 +19,8 @@ from petlbench.harness.experiment import ExperimentError, load_experiment
 from petlbench.harness.progress import PlainDisplay
 from petlbench.harness.record import read_record
 from petlbench.harness.resources import GIB, RETRIES, ResourceError, Resources
-from petlbench.harness.schedule import run_trials, with_machine
-from petlbench.harness.shares import Measured, Node, share, shares, unit_part
+from petlbench.harness.schedule import run_trials
+from petlbench.harness.shares import Measured, Node, share, shares, unit_part, with_machine
 from petlbench.leaderboard.frame import to_frame
 from petlbench.leaderboard.markdown import render_markdown
 from petlbench.leaderboard.table import build_board
@@ -271,7 +271,7 @@ def two_gpus(log):
     """A Ray with two virtual GPUs."""
     import ray
 
-    from petlbench.harness.schedule import quiet_ray
+    from petlbench.harness.ray_session import quiet_ray
 
     quiet_ray()
     ray.init(

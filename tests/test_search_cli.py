@@ -43,10 +43,10 @@ def test_of_all_methods_the_board_follows_so_its_seeds_must_be_others(tmp_path):
 def no_ray(monkeypatch):
     """Nothing may be trained."""
 
-    def refuse(self):
+    def refuse(resources):
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr(runs._LazyRay, "start", refuse)
+    monkeypatch.setattr(runs, "ray_session", refuse)
 
 
 class Silent:

@@ -53,9 +53,8 @@ def portions_of(planned: Sequence[Planned], resources: Resources, *, probe: bool
     if probe or resources.address:
         from petlbench.harness.cluster import nodes, open_cluster
         from petlbench.harness.probe import known, measure, smallest_card
-        from petlbench.harness.schedule import quiet_ray, ray_session
+        from petlbench.harness.ray_session import ray_session
 
-        quiet_ray()
         with ray_session(resources):
             there, measured = nodes(), {}
             if probe:

@@ -16,8 +16,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from petlbench.harness.checkpoint import Checkpoints
+from petlbench.harness.leftovers import work_folder
 from petlbench.harness.search import space as spaces
-from petlbench.harness.search.objective import work_folder
 from petlbench.harness.search.proposals import Proposals
 from petlbench.harness.search.study import SearchedTrial, Takeover
 from petlbench.methods.base import Domain
