@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from petlbench.harness.plan import Planned
 from petlbench.harness.progress import Display
+from petlbench.harness.recorded import Planned
 from petlbench.harness.resources import RETRIES
 from petlbench.harness.spec import Trial, TrialSpec, file_name
 

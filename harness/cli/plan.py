@@ -64,7 +64,8 @@ def plan(
 
     import json
 
-    from petlbench.harness.plan import RECORDED, make_plan, seconds_of
+    from petlbench.harness.plan import make_plan
+    from petlbench.harness.recorded import RECORDED, seconds_of
 
     made = make_plan(asked, force=force)
     times, problems = seconds_of(Path(asked.results).expanduser().absolute())
@@ -121,7 +122,7 @@ def _show(made: Plan, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from petlbench.harness.plan import RECORDED
+    from petlbench.harness.recorded import RECORDED
 
     console = Console()
     table = Table(box=None, pad_edge=False)

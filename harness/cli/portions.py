@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from petlbench.harness.plan import Planned
+    from petlbench.harness.recorded import Planned
     from petlbench.harness.resources import Resources
     from petlbench.harness.shares import Node, Share
 

@@ -91,8 +91,9 @@ def execute(asked: Experiment, console: Console, *, force: bool = False) -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     from petlbench.harness.leftovers import clear_finished
+    from petlbench.harness.recorded import RECORDED
 
-    clear_finished(p.trial for p in plan.planned if p not in todo)
+    clear_finished(p.trial for p in plan.planned if p.state == RECORDED)
     failed: list[tuple[str, str]] = []
     lost: list[str] = []
     interrupted = False
