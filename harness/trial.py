@@ -29,7 +29,7 @@ from petlbench.harness.disk import DiskFull, room_for
 from petlbench.harness.distributed.workers import in_workers, lost_worker
 from petlbench.harness.evaluate import metrics_part
 from petlbench.harness.failure import write_failure
-from petlbench.harness.fit import false_captions, fit
+from petlbench.harness.fit import Task, false_captions, fit
 from petlbench.harness.kept import NOTHING, keep
 from petlbench.harness.leftovers import remove_half_written, work_folder
 from petlbench.harness.oom import memory_advice
@@ -210,8 +210,9 @@ def train_and_select(
     reset_peak_memory(device)
     progress = Progress()
     if select is not None:
-        whose = spec, recipe, method, model, backbone, trainable, new_heads
-        progress = fit(*whose, train, kept, lambda: ranking.rank(select).ranks, checkpoints, report, device)
+        whose = spec, method, model, backbone, trainable, new_heads, train, kept
+        task = Task(*whose, lambda: ranking.rank(select).ranks, checkpoints, report, device)
+        progress = fit(task, recipe)
     checks["frozen"] = audit.check_frozen(method, frozen, audit.frozen_hash(model, set(trainable)))
 
     pairs = sum(map(len, epoch_order(train.split, recipe.sampling, recipe.batch_size, spec.seed, 1)))

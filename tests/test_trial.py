@@ -252,10 +252,10 @@ def test_a_failed_audit_fails_the_trial(tmp_path):
 def test_frozen_weights_that_change_fail_the_trial(tmp_path, monkeypatch):
     fit = trial_module.fit
 
-    def meddling(spec, recipe, method, model, *rest):
-        progress = fit(spec, recipe, method, model, *rest)
+    def meddling(task, recipe):
+        progress = fit(task, recipe)
         with torch.no_grad():
-            next(p for p in model.parameters() if not p.requires_grad).add_(1)
+            next(p for p in task.model.parameters() if not p.requires_grad).add_(1)
         return progress
 
     monkeypatch.setattr(trial_module, "fit", meddling)
