@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,6 +63,15 @@ def nodes() -> list[Node]:
     return found
 
 
+def on_node(node: str, function: Callable[..., Any], **options: Any) -> Any:
+    """A function or class that Ray runs on one node (Ray's id), where it asks for no cores; with further options of Ray's."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=there, **options)
+
+
 def inputs(paths: Paths) -> list[str]:
     """Everything outside of the package that a trial reads."""
     card = [paths.dataset_card] if Path(paths.dataset_card).is_absolute() else []
@@ -88,7 +97,7 @@ class Cluster:
         """
         import ray
 
-        from petlbench.harness.desk import open_desk
+        from petlbench.harness.desk import Desk
 
         paths, run = trials[0].paths, uuid.uuid4().hex
         self.results = Path(paths.results)
@@ -97,7 +106,7 @@ class Cluster:
         self._mark = Path(paths.work) / self.link.mark
         self._mark.parent.mkdir(parents=True, exist_ok=True)
         self._mark.touch()
-        self._desk = open_desk(self.link.desk, self._home)
+        self._desk = on_node(self._home, Desk, name=self.link.desk).remote()
         try:
             self._send(list(dict.fromkeys(p for t in trials for p in inputs(t.paths))), resources, one_folder)
         except BaseException:
@@ -128,13 +137,8 @@ class Cluster:
 
     def _asked(self, others: list[Node], paths: list[str]) -> Iterator[tuple[Node, list[str]]]:
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        asked = []
-        for node in others:
-            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            look = ray.remote(_look).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-            asked.append((node, look.remote(paths)))
+        asked = [(node, on_node(node.id, _look, max_retries=0).remote(paths)) for node in others]
         for node, answer in asked:
             try:
                 version, missing = ray.get(answer, timeout=PATIENCE_S)

@@ -14,7 +14,7 @@ from small_trials import small_plan, small_trial
 
 from petlbench.datasets.split import Split
 from petlbench.errors import PetlbenchError
-from petlbench.harness import probe
+from petlbench.harness import cluster, probe
 from petlbench.harness.experiment import ExperimentError, load_experiment
 from petlbench.harness.progress import PlainDisplay
 from petlbench.harness.record import read_record
@@ -213,6 +213,8 @@ def test_a_measurement_is_known_for_every_seed_but_not_for_another_batch_or_card
     auto = Resources(gpus_per_trial="auto")
     assert probe.known([lora, seed, larger], auto, card) == {t.spec.spec_id: measured(9) for t in (lora, seed)}
     assert probe.known([lora], auto, replace(card, capacity=40 * GIB)) == {}
+    place.write_text("{")
+    assert probe.known([lora], auto, card) == {}, "a damaged file is measured again"
     assert probe.known([lora], Resources(gpus_per_trial=1), card) == {}
 
 
@@ -307,6 +309,12 @@ def test_trials_share_gpus_and_never_more_than_a_whole_one(two_gpus, log, tmp_pa
     assert most == 1.0  # two halves or one whole were on a GPU at once, never more
     assert {device for device, _ in parts.values()} == {"0", "1"}
     assert {label.split("/")[0]: part for label, (_, part) in parts.items()} == {"lora": 0.5, "full_finetune": 1.0}
+
+
+def test_a_cluster_without_cores_cannot_be_measured(two_gpus, monkeypatch):
+    monkeypatch.setattr(cluster, "nodes", lambda: [Node("head", cpus=0, gpus=0)])
+    with pytest.raises(ResourceError, match="no node of the cluster has cores"):
+        probe.smallest_card()
 
 
 def test_every_node_is_asked_for_its_card(two_gpus):

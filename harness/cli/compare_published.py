@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petlbench.harness.cli.say import need_results, shown_metrics
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from petlbench.leaderboard.compare import Comparison
     from petlbench.leaderboard.published import PublishedRow
-
-
-_WIDE = 120
-"""Terminals narrower than this get R@1 and mR only."""
 
 
 def compare_published(
@@ -45,7 +43,6 @@ def compare_published(
     output says what makes the two incomparable. Unreadable records are
     reported, left out, and make the command fail.
     """
-    from petlbench.harness.record import RecordError
     from petlbench.leaderboard.compare import compare, to_dict
     from petlbench.leaderboard.group import group_entries
     from petlbench.leaderboard.load import load_records
@@ -54,8 +51,7 @@ def compare_published(
     rows = load_published()
     wanted, rows = _resolve(methods, plugin, rows)
     chosen = _datasets(datasets, rows)
-    if not results.is_dir():
-        raise RecordError(f"{results}: no such folder; give the folder that `benchmark run` wrote with --results")
+    need_results(results)
     loaded = load_records(results)
     found = compare(rows, group_entries(loaded.entries), methods=wanted, datasets=chosen, tolerance=tolerance)
     if as_json:
@@ -136,13 +132,12 @@ def _block(block: Sequence[Comparison], console: Console) -> None:
     from rich.text import Text
 
     from petlbench.leaderboard import text
-    from petlbench.leaderboard.load import METRICS
 
     theirs = list(dict.fromkeys(one.published for one in block))
     ours = {one.ours.group.key: one.ours for one in block if one.ours is not None}
     letters = {row: _letter(place) for place, row in enumerate(theirs)}
     numbers = {key: str(place) for place, key in enumerate(ours, start=1)}
-    shown = METRICS if console.width >= _WIDE else ("i2t_r1", "t2i_r1", "mR")
+    shown = shown_metrics(console)
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     grid.add_column("", no_wrap=True)
     grid.add_column("", overflow="fold", min_width=24)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petlbench.harness.cli.say import need_results
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -45,12 +47,10 @@ def leaderboard(
     """
     from rich.console import Console
 
-    from petlbench.harness.record import RecordError
     from petlbench.leaderboard.frame import to_json
     from petlbench.leaderboard.table import build_board
 
-    if not results.is_dir():
-        raise RecordError(f"{results}: no such folder; give the folder that `benchmark run` wrote with --results")
+    need_results(results)
     wanted = _formats(formats)
     if as_json and wanted:
         raise typer.BadParameter("it prints one format and writes nothing; leave out --format", param_hint="--json")

@@ -1,4 +1,4 @@
-"""Options that `run` and `plan` share; each means the same as the key of that name in an experiment file."""
+"""Options that `run`, `plan` and `search` share; each means the same as the key of that name in an experiment file."""
 
 from __future__ import annotations
 

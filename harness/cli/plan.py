@@ -9,6 +9,7 @@ import typer
 
 from petlbench.harness.cli import options as o
 from petlbench.harness.cli.portions import Portions, portions_of
+from petlbench.harness.cli.say import say_left_out, say_notes
 
 if TYPE_CHECKING:
     from petlbench.harness.plan import Plan
@@ -137,10 +138,8 @@ def _show(made: Plan, rows: list[dict[str, Any]]) -> None:
         if row["note"]:
             label = f"{row['method']}/{row['dataset']}/{row['backbone']}/s{row['seed']}"
             console.print(f"{row['state']}: {label}: {row['note']}", markup=False, soft_wrap=True)
-    for note in made.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
-    for label, reason in made.refused:
-        console.print(f"left out: {label}: {reason}", markup=False, soft_wrap=True)
+    say_notes(console, made.notes)
+    say_left_out(console, made.refused)
 
 
 def _seconds(value: float | None) -> str:

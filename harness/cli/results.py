@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petlbench.harness.cli.say import need_results, shown_metrics
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
 
 results = typer.Typer(help="Check, merge and compare folders of records.", no_args_is_help=True)
 
-_WIDE = 120
-"""Terminals narrower than this get R@1 and mR only."""
 _SHOWN = 8
 """Keys named per differing trial, besides its recalls."""
 
@@ -43,7 +43,7 @@ def validate(
     """
     from petlbench.leaderboard.results_validate import validate as check
 
-    _need_folder(folder)
+    need_results(folder)
     report = check(folder, board=board)
     if as_json:
         import json
@@ -80,7 +80,7 @@ def merge(
     from petlbench.leaderboard.results_merge import merge as carry_out
 
     for folder in sources:
-        _need_folder(folder)
+        need_results(folder)
     try:
         plan = plan_merge(sources, into)
         written = [] if dry_run and not plan.of("conflict") else carry_out(plan)  # raises where there are conflicts
@@ -110,7 +110,7 @@ def diff(
     from petlbench.leaderboard.results_diff import diff_folders, to_dict
 
     for folder in (a, b):
-        _need_folder(folder)
+        need_results(folder)
     loaded = [load_records(folder) for folder in (a, b)]
     found = diff_folders(loaded[0].entries, loaded[1].entries, tolerance)
     if as_json:
@@ -151,14 +151,13 @@ def _render(found: FolderDiff, a: Path, b: Path, tolerance: float, console: Cons
     from rich.text import Text
 
     from petlbench.leaderboard import text
-    from petlbench.leaderboard.load import METRICS
 
     for side, entries in ((a, found.only_a), (b, found.only_b)):
         _list(f"only in {side}", entries, console)
     if found.differing:
         grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         grid.add_column("differing trial", overflow="fold", min_width=24)
-        shown = METRICS if console.width >= _WIDE else ("i2t_r1", "t2i_r1", "mR")
+        shown = shown_metrics(console)
         for metric in shown:
             grid.add_column(text.metric(metric), justify="right", no_wrap=True)
         for trial in found.differing:
@@ -191,10 +190,3 @@ def _list(title: str, entries: Sequence[Entry], console: Console) -> None:
 def _complain(problems: Sequence[Problem]) -> None:
     for problem in problems:
         typer.secho(f"error: {problem.message}", fg="red", err=True)
-
-
-def _need_folder(folder: Path) -> None:
-    from petlbench.harness.record import RecordError
-
-    if not folder.is_dir():
-        raise RecordError(f"{folder}: no such folder; give the folder that `benchmark run` wrote with --results")
