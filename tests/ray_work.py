@@ -12,13 +12,30 @@ from typing import Any
 from unittest import mock
 
 from factories import make_payload, make_ranks
+from rich.console import Console
 
 from petlbench.harness.leftovers import work_folder
 from petlbench.harness.metrics import Ranks
+from petlbench.harness.progress import PlainDisplay
 from petlbench.harness.record import Record, path_of, write_record
 from petlbench.harness.spec import Trial
 
 EPOCHS = 3
+
+
+class Quiet(PlainDisplay):
+    """Keeps notes and failures."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.notes, self.failures = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def failed(self, planned):
+        super().failed(planned)
+        self.failures.append(planned.trial.spec.method.name)
 
 
 @contextmanager

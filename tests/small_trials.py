@@ -9,7 +9,9 @@ import pytest
 
 from petlbench.harness.experiment import load_experiment
 from petlbench.harness.plan import Plan, make_plan
+from petlbench.harness.record import Record
 from petlbench.harness.spec import Trial
+from petlbench.harness.trial import run_trial
 from petlbench.methods.backbones.random_models import random_clip
 
 SMALL = ("dataset.scenes.train=48", "dataset.scenes.val=30", "dataset.scenes.test=30", "train.batch_size=16")
@@ -36,6 +38,35 @@ def small_trial(results: Path, *sets: str, method: str = "full_finetune", **opti
     """The one trial of a small plan."""
     (planned,) = small_plan(results, *sets, methods=[method], **options).planned
     return planned.trial
+
+
+SHORT = ("train.epochs=3", "dataset.scenes.train=30", "train.batch_size=10")
+
+
+def a_trial(folder: Path, *sets: str, **options: Any) -> Trial:
+    """Three epochs of three steps each."""
+    return small_trial(folder, *SHORT, *sets, **options)
+
+
+class Killed(BaseException):
+    """Stands for a signal: not an Exception, so nothing is recorded."""
+
+
+def killed_after(trial: Trial, epoch: int) -> None:
+    """Run a trial whose process ends behind an epoch."""
+
+    def die(line: dict[str, Any]) -> None:
+        if line["epoch"] == epoch:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_trial(trial, die)
+
+
+def same(found: Record, expected: Record) -> bool:
+    """Whether two records have the same results, bit for bit."""
+    curves = [[(e.epoch, e.loss, e.parts, e.lr, e.val_mR) for e in record.curve] for record in (found, expected)]
+    return found.metrics == expected.metrics and curves[0] == curves[1] and found.selection == expected.selection
 
 
 @pytest.fixture

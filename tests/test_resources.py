@@ -16,7 +16,6 @@ from petlbench.datasets.split import Split
 from petlbench.errors import PetlbenchError
 from petlbench.harness import cluster, probe
 from petlbench.harness.experiment import ExperimentError, load_experiment
-from petlbench.harness.progress import PlainDisplay
 from petlbench.harness.record import read_record
 from petlbench.harness.resources import GIB, RETRIES, ResourceError, Resources
 from petlbench.harness.schedule import run_trials
@@ -244,23 +243,6 @@ def test_the_plan_shows_the_share_of_each_method(tmp_path, monkeypatch):
 # Packing, on virtual GPUs ---------------------------------------------------------------------------------------------
 
 
-class Quiet(PlainDisplay):
-    """Keeps notes and failures."""
-
-    def __init__(self):
-        from rich.console import Console
-
-        super().__init__(Console(quiet=True))
-        self.notes, self.failures = [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def failed(self, planned):
-        super().failed(planned)
-        self.failures.append(planned.trial.spec.method.name)
-
-
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
     """Folder of the events that workers write; made before Ray, whose workers get the environment."""
@@ -291,7 +273,7 @@ def events(log, planned):
 def test_trials_share_gpus_and_never_more_than_a_whole_one(two_gpus, log, tmp_path):
     plan = small_plan(tmp_path, methods=["lora", "full_finetune"], seeds=[0, 1, 2, 3])
     resources = Resources.model_validate({"per_method": {"lora": {"gpus": 0.5}}})
-    outcome = run_trials(plan.planned, resources, Quiet(), run=ray_work.fake_trial)
+    outcome = run_trials(plan.planned, resources, ray_work.Quiet(), run=ray_work.fake_trial)
     assert (outcome.finished, outcome.failed, outcome.restarts) == (8, [], 0)
     used: dict[str, float] = {}
     most = 0.0
@@ -324,7 +306,7 @@ def test_every_node_is_asked_for_its_card(two_gpus):
 
 def test_what_a_trial_raises_is_recorded_once_and_not_tried_again(two_gpus, log, tmp_path):
     plan = small_plan(tmp_path, methods=["linear_probe"])
-    display = Quiet()
+    display = ray_work.Quiet()
     outcome = run_trials(plan.planned, Resources(), display, run=ray_work.failing_trial)
     assert outcome.failed == [("linear_probe/scenes/tiny-clip/s0", "ValueError: no such luck")]
     assert (outcome.restarts, display.failures) == (0, ["linear_probe"])
@@ -335,7 +317,7 @@ def test_what_a_trial_raises_is_recorded_once_and_not_tried_again(two_gpus, log,
 
 def test_a_trial_whose_process_dies_is_started_again_a_few_times(two_gpus, log, tmp_path):
     plan = small_plan(tmp_path, methods=["zero_shot"])
-    display = Quiet()
+    display = ray_work.Quiet()
     outcome = run_trials(plan.planned, Resources(), display, run=ray_work.dying_trial)
     assert outcome.restarts == RETRIES and len(display.notes) == RETRIES
     assert f"is started again (1 of at most {RETRIES} times)" in display.notes[0]
