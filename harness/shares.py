@@ -109,17 +109,6 @@ def unit_part(gpus: float) -> float:
     return int(10_000 / int(1 / gpus + 1e-6)) / 10_000
 
 
-def share(
-    resources: Resources,
-    cpus: int,
-    gpus: int,
-    trials: int,
-    method: str = "",
-) -> Share:
-    """Divide one machine among trials of one method; :func:`shares` does so for whole runs."""
-    return _share(resources, [Node("this machine", cpus, gpus)], trials, method)
-
-
 def shares(
     resources: Resources,
     nodes: Sequence[Node],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
 from factories import make_payload, make_ranks
 from rich.console import Console
 
@@ -61,6 +62,12 @@ def note(trial: Trial, **more: Any) -> None:
     line["node"] = ray.get_runtime_context().get_node_id()
     with (Path(os.environ["FAKE_LOG"]) / f"{os.getpid()}.log").open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """Processes below a command in which a trial runs."""
+    inner = psutil.Process(pid).children(recursive=True)
+    return [process for process in inner if "ImplicitFunc" in "".join(process.cmdline()[:1])]
 
 
 def told(folder: Path) -> list[dict[str, Any]]:

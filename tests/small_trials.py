@@ -10,7 +10,9 @@ import pytest
 from petlbench.harness.experiment import load_experiment
 from petlbench.harness.plan import Plan, make_plan
 from petlbench.harness.record import Record
-from petlbench.harness.spec import Trial
+from petlbench.harness.resources import Resources
+from petlbench.harness.shares import Node, Share, shares
+from petlbench.harness.spec import Named, Paths, Trial, TrialSpec
 from petlbench.harness.trial import run_trial
 from petlbench.methods.backbones.random_models import random_clip
 
@@ -38,6 +40,18 @@ def small_trial(results: Path, *sets: str, method: str = "full_finetune", **opti
     """The one trial of a small plan."""
     (planned,) = small_plan(results, *sets, methods=[method], **options).planned
     return planned.trial
+
+
+def trial_stub() -> Trial:
+    """A trial that only takes its share."""
+    spec = TrialSpec(method=Named(name="m"), dataset=Named(name="d"), backbone=Named(name="b"), train={}, seed=0)
+    return Trial(spec=spec, paths=Paths(results="/r", work="/w", dataset_card="d"))
+
+
+def share(resources: Resources, cpus: int, gpus: int, trials: int) -> Share:
+    """What each of so many trials of one method gets of one machine."""
+    (found,) = shares(resources, [Node("this machine", cpus, gpus)], [trial_stub()] * trials).values()
+    return found
 
 
 SHORT = ("train.epochs=3", "dataset.scenes.train=30", "train.batch_size=10")

@@ -116,8 +116,7 @@ class Command:
         return self.process.wait(400)
 
     def workers(self):
-        inner = psutil.Process(self.process.pid).children(recursive=True)
-        return [p for p in inner if "ImplicitFunc" in "".join(p.cmdline()[:1])]
+        return ray_work.workers_of(self.process.pid)
 
     def left(self):
         """Living processes that it started."""

@@ -10,7 +10,7 @@ from cli_calls import SMALL_SCENES, call
 from factories import md_rows, put_record, three
 from hypothesis import given
 from hypothesis import strategies as st
-from small_trials import small_plan, small_trial
+from small_trials import share, small_plan, small_trial, trial_stub
 
 from petlbench.datasets.split import Split
 from petlbench.errors import PetlbenchError
@@ -19,7 +19,7 @@ from petlbench.harness.experiment import ExperimentError, load_experiment
 from petlbench.harness.record import read_record
 from petlbench.harness.resources import GIB, RETRIES, ResourceError, Resources
 from petlbench.harness.schedule import run_trials
-from petlbench.harness.shares import Measured, Node, share, shares, unit_part, with_machine
+from petlbench.harness.shares import Measured, Node, shares, unit_part, with_machine
 from petlbench.leaderboard.frame import to_frame
 from petlbench.leaderboard.markdown import render_markdown
 from petlbench.leaderboard.table import build_board
@@ -93,14 +93,7 @@ def test_cores_of_a_cluster_are_not_lumped_together():
     assert share(trial_of_five, 8, 0, 4).concurrent == 1
     small = [replace(CPU_NODE, name=str(i), cpus=4) for i in range(2)]
     with pytest.raises(ResourceError, match=r"needs 5 cores, and Ray sees 0: 4 cores.*lower resources\.cpus_per_trial"):
-        shares(trial_of_five, small, [small_trial_stub()])
-
-
-def small_trial_stub():
-    from petlbench.harness.spec import Named, Paths, Trial, TrialSpec
-
-    spec = TrialSpec(method=Named(name="m"), dataset=Named(name="d"), backbone=Named(name="b"), train={}, seed=0)
-    return Trial(spec=spec, paths=Paths(results="/r", work="/w", dataset_card="d"))
+        shares(trial_of_five, small, [trial_stub()])
 
 
 @pytest.mark.parametrize(

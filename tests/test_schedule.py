@@ -2,12 +2,11 @@
 
 import ray_work
 from factories import make_ranks
-from small_trials import small_plan, tiny_backbone  # noqa: F401 (a fixture)
+from small_trials import share, small_plan, tiny_backbone  # noqa: F401 (a fixture)
 
 from petlbench.harness.record import ErrorPart, read_record, write_record
 from petlbench.harness.resources import Resources
 from petlbench.harness.schedule import _account, _recorded_since
-from petlbench.harness.shares import share
 
 
 def test_cpu_machine_runs_one_trial_per_core():

@@ -9,9 +9,8 @@ from petlbench.methods.backbones import weights_io
 from petlbench.methods.backbones.base import BackboneError, Provenance
 from petlbench.methods.backbones.dinov2 import build_dinov2
 from petlbench.methods.backbones.exported import MAKE, Exported, LanguageShape, TwoTowerShape, VisionShape, read_header
-from petlbench.methods.backbones.minilm import BertTokenizer, build_bert, locate_minilm
+from petlbench.methods.backbones.minilm import BertTokenizer, build_bert, locate_minilm, resolve_minilm
 from petlbench.methods.backbones.two_tower import TwoTowerEncoder, checked_side
-from petlbench.methods.backbones.weights_io import is_hub_name
 
 NAME = "vits14-minilm-joint"
 WEIGHTS_FILE = f"{NAME}.safetensors"
@@ -74,10 +73,7 @@ def resolve_joint(
     header = read_header(path)
     _shape(header, path)
     side = checked_side(name, resolution, header.backbone.resolution)
-    text = (
-        text_weights if text_weights and is_hub_name(text_weights) else str(locate_minilm(text_weights, TOKENIZER)[0])
-    )
-    return {"weights": str(path), "text_weights": text, "resolution": side}
+    return {"weights": str(path), "text_weights": resolve_minilm(text_weights, TOKENIZER), "resolution": side}
 
 
 def locate_joint(name: str, weights: str | None) -> Path:
