@@ -221,6 +221,11 @@ class Study:
                 return max(found, key=lambda t: (t.best_mR, -t.number))
         return None
 
+    def chosen_epoch(self, trial: SearchedTrial) -> int | None:
+        """The epoch whose weights selection would keep; None where there is none."""
+        last = self.about.question.base.protocol.selection == "last"
+        return trial.last_epoch or None if last else trial.best_epoch
+
     def count(self, status: str) -> int:
         """Trials of a status."""
         return sum(trial.status == status for trial in self.trials)

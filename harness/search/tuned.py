@@ -105,7 +105,7 @@ def write_best(study: Study) -> Path | None:
             samples_seen=sum(trial.samples_seen for trial in study.trials),
             seconds=study.state.spent_s,
             best_trial=best.number,
-            epoch=best.best_epoch,
+            epoch=study.chosen_epoch(best),
             val_mR=best.best_mR,
             preset_val_mR=first.best_mR if first.status == "ok" else None,
         ),
