@@ -75,3 +75,9 @@ def test_of_epochs_that_score_alike_the_one_that_selection_keeps_is_named(select
     assert yaml.safe_load((found.folder / "best.yaml").read_text())["study"]["epoch"] == epoch
     (row,) = csv.DictReader((found.folder / "trials.csv").open())
     assert row["epoch"] == str(epoch)
+
+
+def test_a_further_note_leaves_the_earlier_one(tmp_path):
+    trial = put_trial(open_study(tmp_path, asked_for(tmp_path)), {}, [50.0], note="did not take over")
+    trial.add_notes("stopped when the time was up")
+    assert trial.note == "did not take over; stopped when the time was up"

@@ -107,7 +107,7 @@ class Population(Proposals):
             if score[better.number] <= score[number]:
                 continue
             if (checkpoint := self._checkpoint(better, epoch)) is None:
-                member.note = (
+                member.add_notes(
                     f"did not take over from #{better.number} after epoch {epoch}, whose checkpoint is damaged"
                 )
                 self._study.save(member)

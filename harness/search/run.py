@@ -188,7 +188,7 @@ def _search(
         if trial.status != "running" and trial.spec_id is not None:
             work = work_folder(asked.trial(trial.config, study.work_of(trial)))
             if said := Checkpoints(work).notes():
-                trial.note = "; ".join([trial.note, *said] if trial.note else said)
+                trial.add_notes(*said)
                 study.save(trial)
             shutil.rmtree(work, ignore_errors=True)
         display.heard(study, trial)
@@ -231,7 +231,8 @@ def _search(
         for trial in study.trials:
             # What has not come to an epoch has no outcome; a larger budget takes it up.
             if trial.status == "running" and trial.curve:
-                trial.status, trial.note, trial.finished = "pruned", "stopped when the time was up", now()
+                trial.status, trial.finished = "pruned", now()
+                trial.add_notes("stopped when the time was up")
                 study.save(trial)
                 heard(trial)
 

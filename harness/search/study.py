@@ -79,6 +79,10 @@ class SearchedTrial(_Part):
     finished: str | None = None
     error: ErrorPart | None = None
 
+    def add_notes(self, *texts: str) -> None:
+        """Say more of it; what was said stays."""
+        self.note = "; ".join(filter(None, (self.note, *texts)))
+
     @property
     def best_mR(self) -> float | None:
         """Validation mR of what selection would keep of it, percent."""
