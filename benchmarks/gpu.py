@@ -30,9 +30,6 @@ from typing import Any
 
 from gpu_report import GIB, REFERENCE, Cost, peak_tflops, report, write
 
-CAPTION = "many planes are parked next to a long building in an airport"
-OWN_WEIGHTS = ("tiny-clip", "vits14-minilm")
-
 
 def measure(name: str, asked: argparse.Namespace, part: float = 1.0, ready: Any = None) -> Cost:
     """Train one method in this process.
@@ -79,19 +76,16 @@ def _wait(device: Any) -> None:
         torch.cuda.synchronize(device)
 
 
-def _built(name: str, asked: argparse.Namespace, device: Any) -> tuple[Any, Any, Any, list[str], Any]:
-    """Method, backbone, model, names of what is trained, batch."""
+def _built(name: str, asked: argparse.Namespace, device: Any) -> tuple[Any, Any, list[str], Any]:
+    """Method, model, names of what is trained, batch."""
     import torch
+    from step_cost import backbone_of, batch_of
 
     from petlbench.harness.audit import freeze_all_but
     from petlbench.methods import registry
-    from petlbench.methods.backbones.registry import load_backbone
-    from petlbench.methods.base import Batch
 
     torch.manual_seed(0)
-    options = {} if asked.backbone in OWN_WEIGHTS else {"pretrained": "random"}
-    backbone = load_backbone(asked.backbone, **options).to(device)
-    backbone.provenance = backbone.provenance.model_copy(update={"aligned": True})
+    backbone = backbone_of(asked).to(device)
     method = registry.load(registry.discover()[name])()
     if reason := method.refuse(backbone):
         raise SystemExit(f"{name} on {asked.backbone}: {reason}")
@@ -99,16 +93,7 @@ def _built(name: str, asked: argparse.Namespace, device: Any) -> tuple[Any, Any,
     names = set(method.trainable(model)) | set(backbone.new_parameters())
     trainable = [n for n, _ in model.named_parameters() if n in names]
     freeze_all_but(model, trainable, name)
-    images = torch.randn(asked.batch, 3, backbone.resolution, backbone.resolution, device=device)
-    tokens = backbone.tokenize([CAPTION] * asked.batch)
-    tokens = (tokens.trimmed() if backbone.trims_text else tokens).to(device)
-    ids = torch.arange(asked.batch, device=device)
-    batch = Batch(images, tokens, ids, ids)
-    if method.head_only:
-        with torch.no_grad():
-            pooled = backbone.image.pooled(images), backbone.text.pooled(tokens)
-        batch = Batch(None, None, ids, ids, image_pooled=pooled[0], text_pooled=pooled[1])
-    return method, backbone, model, trainable, batch
+    return method, model, trainable, batch_of(backbone, method, model, asked.batch, device)
 
 
 def _engine(name: str, asked: argparse.Namespace, device: Any) -> tuple[Any, Any]:
@@ -116,7 +101,7 @@ def _engine(name: str, asked: argparse.Namespace, device: Any) -> tuple[Any, Any
     from petlbench.harness.spec import EngineConfig
     from petlbench.methods.recipe import Recipe
 
-    method, _, model, trainable, batch = _built(name, asked, device)
+    method, model, trainable, batch = _built(name, asked, device)
     recipe = Recipe(batch_size=asked.batch, precision="bf16", lr=1e-6, warmup=0.0)
     steps = asked.steps + 3
     return Engine(model, method, trainable, set(), recipe, EngineConfig(), steps, steps, device), batch
@@ -126,7 +111,7 @@ def _flops(name: str, asked: argparse.Namespace, device: Any) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    method, _, model, _, batch = _built(name, asked, device)
+    method, model, _, batch = _built(name, asked, device)
     with FlopCounterMode(display=False) as counter, torch.autocast(device.type, torch.bfloat16):
         loss = torch.stack(list(method.loss(model, batch).values())).sum()
         loss.backward()
@@ -189,6 +174,8 @@ def _child(asked: argparse.Namespace) -> None:
 
 def runs(names: list[str], asked: argparse.Namespace) -> list[dict[str, Any]]:
     """``benchmark run`` over the methods, one on the GPU at a time and packed: seconds and what became of the trials."""
+    from step_cost import OWN_WEIGHTS
+
     from petlbench.harness.record import find_records, read_record
 
     found = []

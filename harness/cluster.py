@@ -10,9 +10,8 @@ visible to all, and starts afresh where it is not.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +20,10 @@ from typing import Any
 import petlbench
 from petlbench.datasets.cache import cache_folder
 from petlbench.errors import PetlbenchError
+from petlbench.harness.failure import first_line
+from petlbench.harness.leftovers import remove_written, written
 from petlbench.harness.parcels import pack, unpack, write_files
-from petlbench.harness.record import record_path
+from petlbench.harness.record import path_of
 from petlbench.harness.resources import GIB, Resources
 from petlbench.harness.shares import Node
 from petlbench.harness.spec import Paths, Trial
@@ -62,6 +63,15 @@ def nodes() -> list[Node]:
     return found
 
 
+def on_node(node: str, function: Callable[..., Any], **options: Any) -> Any:
+    """A function or class that Ray runs on one node (Ray's id), where it asks for no cores; with further options of Ray's."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=there, **options)
+
+
 def inputs(paths: Paths) -> list[str]:
     """Everything outside of the package that a trial reads."""
     card = [paths.dataset_card] if Path(paths.dataset_card).is_absolute() else []
@@ -87,7 +97,7 @@ class Cluster:
         """
         import ray
 
-        from petlbench.harness.desk import open_desk
+        from petlbench.harness.desk import Desk
 
         paths, run = trials[0].paths, uuid.uuid4().hex
         self.results = Path(paths.results)
@@ -96,7 +106,7 @@ class Cluster:
         self._mark = Path(paths.work) / self.link.mark
         self._mark.parent.mkdir(parents=True, exist_ok=True)
         self._mark.touch()
-        self._desk = open_desk(self.link.desk, self._home)
+        self._desk = on_node(self._home, Desk, name=self.link.desk).remote()
         try:
             self._send(list(dict.fromkeys(p for t in trials for p in inputs(t.paths))), resources, one_folder)
         except BaseException:
@@ -116,7 +126,7 @@ class Cluster:
         for path in paths:
             where = [node for node, missing in answers if path in missing]
             if where and not resources.ship_data:
-                gib = _size(Path(path)) / GIB
+                gib = sum(file.stat().st_size for file in _files(Path(path))) / GIB
                 raise ClusterError(
                     f"{path} is not visible on node {where[0].name}{f' and {len(where) - 1} more' * (len(where) > 1)}; mount "
                     f"it there under the same path, or set resources.ship_data=true to send {gib:.2f} GiB once to each node"
@@ -127,22 +137,17 @@ class Cluster:
 
     def _asked(self, others: list[Node], paths: list[str]) -> Iterator[tuple[Node, list[str]]]:
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        asked = []
-        for node in others:
-            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            look = ray.remote(_look).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-            asked.append((node, look.remote(paths)))
+        asked = [(node, on_node(node.id, _look, max_retries=0).remote(paths)) for node in others]
         for node, answer in asked:
             try:
                 version, missing = ray.get(answer, timeout=PATIENCE_S)
             except ray.exceptions.RayError as error:
                 if node.id not in {known.id for known in nodes()}:
                     continue  # lost since it was listed; it will be given nothing
-                first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                said = first_line(str(error), type(error).__name__)
                 raise ClusterError(
-                    f"node {node.name} cannot run trials: {first} Is petlbench {petlbench.__version__} installed there, in "
+                    f"node {node.name} cannot run trials: {said} Is petlbench {petlbench.__version__} installed there, in "
                     "the environment that Ray was started from?"
                 ) from error
             if version != petlbench.__version__:
@@ -212,8 +217,8 @@ def visit(trial: Trial, link: dict[str, str] | None) -> Iterator[Trial]:
     desk = ray.get_actor(link["desk"])
     spec_id = trial.spec.spec_id
     ray.get(desk.began.remote(spec_id, ray.get_runtime_context().get_node_id()))
-    there = {path: _here(path, desk) for path in inputs(trial.paths) if not Path(path).exists()}
-    paths = _replaced(trial.paths, there)
+    shipped = {path: _here(path, desk) for path in inputs(trial.paths) if not Path(path).exists()}
+    paths = _replaced(trial.paths, shipped)
     if (Path(paths.work) / link["mark"]).exists():
         yield trial.model_copy(update={"paths": paths})
         return
@@ -224,15 +229,16 @@ def visit(trial: Trial, link: dict[str, str] | None) -> Iterator[Trial]:
         )
     own = cache_folder() / "away" / hashlib.sha256(paths.results.encode()).hexdigest()[:16]
     paths = paths.model_copy(update={"results": str(own), "work": str(own / ".work")})
-    record = record_path(own, trial.spec.model_dump(mode="json"), spec_id)
-    _remove(record)  # what a killed worker may have left
+    there = trial.model_copy(update={"paths": paths})
+    record = path_of(there)
+    remove_written(record)  # what a killed worker may have left
     try:
-        yield trial.model_copy(update={"paths": paths})
+        yield there
     finally:
-        files = [(path.relative_to(own).as_posix(), path.read_bytes()) for path in _written(record)]
+        files = [file for path in written(record) for file in _files(path)]
         if files:
-            ray.get(desk.deliver.remote(spec_id, files))
-            _remove(record)
+            ray.get(desk.deliver.remote(spec_id, [(f.relative_to(own).as_posix(), f.read_bytes()) for f in files]))
+            remove_written(record)
 
 
 def _here(path: str, desk: Any) -> str:
@@ -268,22 +274,9 @@ def _name() -> str:
     return next((node.name for node in nodes() if node.id == own), own)
 
 
-def _written(record: Path) -> list[Path]:
-    """Files of a trial: its record, and those beside it that begin like it."""
-    beside = list(record.parent.glob(f"{record.stem}.*")) if record.parent.is_dir() else []
-    return [file for path in beside for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
-
-
-def _remove(record: Path) -> None:
-    for path in record.parent.glob(f"{record.stem}.*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _size(path: Path) -> int:
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+def _files(path: Path) -> list[Path]:
+    """All files in a folder, or the file itself."""
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
 def as_config(cluster: Cluster | None) -> dict[str, str] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from petlbench.harness.parcels import Parcel
 
 Files = list[tuple[str, bytes]]
@@ -40,12 +38,3 @@ class Desk:
     def take(self, spec_id: str) -> Files:
         """The driver takes it away."""
         return self._results.pop(spec_id, [])
-
-
-def open_desk(name: str, node: str) -> Any:
-    """Start the actor on the node of the driver, where it lives as long as the driver does."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    where = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(Desk).options(name=name, num_cpus=0, scheduling_strategy=where).remote()

@@ -192,6 +192,15 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def flattened(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Dotted key to value; an empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        found |= flattened(value, f"{place}{key}.") if nested else {f"{place}{key}": value}
+    return found
+
+
 def _checked(model: type[M], values: Any, source: str, lines: Lines | None = None, prefix: tuple[str, ...] = ()) -> M:
     try:
         return checked(model, values, source, lines, prefix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,26 +33,12 @@ from petlbench.methods.recipe import Recipe
 Report = Callable[[dict[str, Any]], None]
 
 
-def fit(
-    spec: TrialSpec,
-    recipe: Recipe,
-    method: Method,
-    model: nn.Module,
-    backbone: Backbone,
-    trainable: list[str],
-    new_heads: set[str],
-    train: SplitData,
-    kept: Kept,
-    validate: Callable[[], Ranks],
-    checkpoints: Checkpoints,
-    report: Report,
-    device: torch.device,
-) -> Progress:
-    """Train; on return the model holds the selected weights.
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, and who hears of it.
 
-    Args:
+    Attributes:
         spec: Gives seed, engine and selection rule.
-        recipe: Optimiser, schedule, batch, epochs.
         method: Gives the loss and the encoders.
         model: What ``method.build`` returned, frozen except for ``trainable``.
         backbone: The backbone that gives resolution, normalisation and trimming.
@@ -63,23 +50,45 @@ def fit(
         checkpoints: Where epochs are saved; training goes on from the newest one there.
         report: Called after every epoch.
         device: Where the model lies.
+    """
+
+    spec: TrialSpec
+    method: Method
+    model: nn.Module
+    backbone: Backbone
+    trainable: list[str]
+    new_heads: set[str]
+    train: SplitData
+    kept: Kept
+    validate: Callable[[], Ranks]
+    checkpoints: Checkpoints
+    report: Report
+    device: torch.device
+
+
+def fit(task: Task, recipe: Recipe) -> Progress:
+    """Train; on return the model holds the selected weights.
+
+    Args:
+        task: What to train.
+        recipe: Optimiser, schedule, batch, epochs.
 
     Raises:
         TrainingError: The loss is not finite, or a checkpoint does not fit.
         OutOfMemory: A step does not fit into memory, however few pairs go through the model at once.
     """
-    initial = _copies(model, trainable)
-    if here().size == 1 and (earlier := checkpoints.progress()) is not None and earlier.workers == 1:
+    model = task.model
+    initial = _copies(model, task.trainable)
+    if here().size == 1 and (earlier := task.checkpoints.progress()) is not None and earlier.workers == 1:
         recipe = _cut_to(recipe, earlier.micro_batch)
-    whose = method, model, backbone, trainable, new_heads, train, kept, validate, checkpoints, report, device
     while True:
         try:
-            return _epochs(spec, recipe, initial, *whose)
+            return _epochs(task, recipe, initial)
         except _TooMuch as told:
             recipe = told.recipe
         # Outside of the except clause: the error's frames hold the tensors of the failed step.
         gc.collect()
-        if device.type == "cuda":
+        if task.device.type == "cuda":
             torch.cuda.empty_cache()
         load_trained(model, initial)  # where there is no checkpoint yet
 
@@ -92,39 +101,25 @@ class _TooMuch(Exception):
         self.recipe = recipe
 
 
-def _epochs(
-    spec: TrialSpec,
-    recipe: Recipe,
-    initial: dict[str, Tensor],
-    method: Method,
-    model: nn.Module,
-    backbone: Backbone,
-    trainable: list[str],
-    new_heads: set[str],
-    train: SplitData,
-    kept: Kept,
-    validate: Callable[[], Ranks],
-    checkpoints: Checkpoints,
-    report: Report,
-    device: torch.device,
-) -> Progress:
-    """The epochs that are left, from the newest checkpoint on; the arguments are those of :func:`fit`.
+def _epochs(task: Task, recipe: Recipe, initial: dict[str, Tensor]) -> Progress:
+    """The epochs that are left, from the newest checkpoint on.
 
     ``initial`` holds what is trained, before training; it is emptied as soon as there is a checkpoint to go back to.
 
     Raises:
         _TooMuch: Memory ran out in a step.
     """
-    batches = epoch_order(train.split, recipe.sampling, recipe.batch_size, spec.seed, 1)
+    spec, model, checkpoints, device = task.spec, task.model, task.checkpoints, task.device
+    batches = epoch_order(task.train.split, recipe.sampling, recipe.batch_size, spec.seed, 1)
     steps_per_epoch, pairs = len(batches), sum(map(len, batches))
     world = here()
     first, last = share(len(batches[0]), world)
     rows = last - first
     engine = Engine(
         model=model,
-        method=method,
-        trainable=trainable,
-        new_heads=new_heads,
+        method=task.method,
+        trainable=task.trainable,
+        new_heads=task.new_heads,
         recipe=recipe,
         config=spec.engine,
         total_steps=steps_per_epoch * recipe.epochs,
@@ -143,11 +138,11 @@ def _epochs(
             # process, whose rows are others than its neighbour's.
             torch.manual_seed(spec.seed * 1_000_003 + epoch + (world.rank << 52))
             try:
-                line = _train_epoch(engine, model, method, spec, recipe, backbone, train, kept, epoch, device)
+                line = _train_epoch(engine, task, recipe, epoch)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                fewer = fewer_at_once(error, method, recipe, rows, spec.engine, world)
+                fewer = fewer_at_once(error, task.method, recipe, rows, spec.engine, world)
                 checkpoints.note(halved_note(error, micro_size(recipe, rows), fewer, rows, epoch))
                 raise _TooMuch(cut(recipe, fewer)) from None
             progress.epoch, progress.steps = epoch, progress.steps + steps_per_epoch
@@ -158,7 +153,7 @@ def _epochs(
             if epoch % spec.protocol.validate_every == 0 or epoch == recipe.epochs:
                 started = time.perf_counter()
                 with engine.whole_model():
-                    measured = metrics.recalls(validate(), MAIN_RULE)["mR"] if world.first else None
+                    measured = metrics.recalls(task.validate(), MAIN_RULE)["mR"] if world.first else None
                     line["val_mR"] = world.told(measured)
                 progress.eval_s += time.perf_counter() - started
                 better = progress.best_mR is None or line["val_mR"] > progress.best_mR
@@ -169,7 +164,7 @@ def _epochs(
             checkpoints.save(engine, progress, best)
             initial.clear()
             totals = {"best_mR": progress.best_mR, "train_s": progress.train_s, "pairs": epoch * pairs}
-            report({**line, "epochs": recipe.epochs, **totals})
+            task.report({**line, "epochs": recipe.epochs, **totals})
         engine.close(whole=True)
     finally:
         engine.close()
@@ -202,25 +197,15 @@ def load_trained(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             parameters[name].copy_(value)
 
 
-def _train_epoch(
-    engine: Engine,
-    model: nn.Module,
-    method: Method,
-    spec: TrialSpec,
-    recipe: Recipe,
-    backbone: Backbone,
-    train: SplitData,
-    kept: Kept,
-    epoch: int,
-    device: torch.device,
-) -> dict[str, Any]:
+def _train_epoch(engine: Engine, task: Task, recipe: Recipe, epoch: int) -> dict[str, Any]:
     started = time.perf_counter()
-    model.train()
+    task.model.train()
     sums: dict[str, float] = {}
     steps = 0
     lr = engine.lr()
-    false = false_captions(method, train.split, spec.seed, epoch)
-    for batch in training_batches(train, backbone, recipe, spec.seed, epoch, device, kept, false):
+    seed = task.spec.seed
+    false = false_captions(task.method, task.train.split, seed, epoch)
+    for batch in training_batches(task.train, task.backbone, recipe, seed, epoch, task.device, task.kept, false):
         lr = engine.lr()
         for name, value in engine.step(batch).items():
             sums[name] = sums.get(name, 0.0) + value

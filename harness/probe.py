@@ -7,22 +7,20 @@ Results are kept in ``probes/`` of the cache folder, by everything but the seed 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from petlbench.datasets.cache import cache_folder
 from petlbench.errors import PetlbenchError
 from petlbench.harness.record import write_atomically
-from petlbench.harness.resources import GIB, Resources
+from petlbench.harness.resources import GIB, ResourceError, Resources
 from petlbench.harness.shares import Measured
-from petlbench.harness.spec import Trial
+from petlbench.harness.spec import Trial, canonical_sha256
 
 if TYPE_CHECKING:
     from petlbench.datasets.split import Split
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
 
 BATCHES = 2
 """Batches of an epoch of the probe: the optimiser's state is there from the second one on."""
-
-MEASURED_KEYS = ("need", "overhead", "device", "capacity", "kind")
 
 
 class ProbeError(PetlbenchError):
@@ -71,13 +67,13 @@ def measure(
 
     from petlbench.harness.cluster import as_config
 
-    wanted = [t for t in trials if _asked(t, resources)]
-    if not wanted:
+    if not any(_asked(t, resources) for t in trials):
         return {}
     gpus = min(1.0, ray.cluster_resources().get("GPU", 0))
     card = smallest_card()
-    found = known(wanted, resources, card)
-    groups = {probe_key(t, card): t for t in wanted if t.spec.spec_id not in found}
+    keys = _keys(trials, resources, card)
+    found = {key: _kept(key) for key in keys.values()}
+    groups = {key: t for t in trials if (key := keys.get(t.spec.spec_id)) and found[key] is None}
     if groups:
         many = f"{len(groups)} configuration{'s' * (len(groups) > 1)}"
         note(f"measuring the memory of {many} on {card.device} ({card.capacity / GIB:.1f} GiB)")
@@ -86,25 +82,41 @@ def measure(
     for key, answer in answers.items():
         label = groups[key].spec.label
         try:
-            measured = Measured(**ray.get(answer))
+            measured = found[key] = Measured(**ray.get(answer))
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             note(f"the memory of {label} could not be measured, so it is not packed: {str(cause).strip()[:500]}")
             continue
         write_atomically(_place(key), json.dumps({**asdict(measured), "label": label}, indent=1).encode())
         note(f"{label} needs {measured.total / GIB:.2f} GiB: {says(measured, resources)}")
-    return known(wanted, resources, card)
+    return _measured_of(keys, found)
 
 
 def known(trials: Sequence[Trial], resources: Resources, card: Card) -> dict[str, Measured]:
     """What earlier probes on the same kind of card measured, by spec id."""
-    found = {}
-    for trial in trials:
-        place = _place(probe_key(trial, card))
-        if _asked(trial, resources) and place.is_file():
-            kept = json.loads(place.read_text(encoding="utf-8"))
-            found[trial.spec.spec_id] = Measured(**{name: kept[name] for name in MEASURED_KEYS})
-    return found
+    keys = _keys(trials, resources, card)
+    return _measured_of(keys, {key: _kept(key) for key in keys.values()})
+
+
+def _keys(trials: Sequence[Trial], resources: Resources, card: Card) -> dict[str, str]:
+    """Spec id to key of every trial for which ``auto`` was asked; seeds share a key."""
+    return {t.spec.spec_id: probe_key(t, card) for t in trials if _asked(t, resources)}
+
+
+def _measured_of(keys: Mapping[str, str], found: Mapping[str, Measured | None]) -> dict[str, Measured]:
+    return {spec_id: measured for spec_id, key in keys.items() if (measured := found[key]) is not None}
+
+
+def _kept(key: str) -> Measured | None:
+    """What an earlier probe measured; None where there was none, or its file is damaged: then it is measured again."""
+    place = _place(key)
+    if not place.is_file():
+        return None
+    try:
+        kept = json.loads(place.read_text(encoding="utf-8"))
+        return Measured(**{field.name: kept[field.name] for field in fields(Measured)})
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def says(measured: Measured, resources: Resources) -> str:
@@ -130,8 +142,7 @@ def probe_key(trial: Trial, card: Card) -> str:
     spec = trial.spec.model_dump(mode="json", exclude={"seed"})
     cls = registry.load(registry.discover(trial.paths.plugins)[trial.spec.method.name])
     code = [petlbench.__version__, torch.__version__, registry.source_sha256(cls)]
-    identity = json.dumps([spec, asdict(card), code], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(identity.encode()).hexdigest()
+    return canonical_sha256([spec, asdict(card), code])
 
 
 def _place(key: str) -> Path:
@@ -139,21 +150,25 @@ def _place(key: str) -> Path:
 
 
 def smallest_card() -> Card:
-    """The card with the least memory among the nodes, so that a part of it holds everywhere."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    """The card with the least memory among the nodes, so that a part of it holds everywhere.
 
-    from petlbench.harness.cluster import nodes
+    Raises:
+        ResourceError: No node can run anything.
+    """
+    import ray
+
+    from petlbench.harness.cluster import nodes, on_node
 
     gpus = min(1.0, ray.cluster_resources().get("GPU", 0))
-    asked = []
-    for node in nodes():
-        if node.gpus if gpus else node.cpus:
-            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            look = ray.remote(_card_on_node).options(
-                num_gpus=gpus, num_cpus=0, max_retries=0, scheduling_strategy=there
-            )
-            asked.append(look.remote())
+    asked = [
+        on_node(node.id, _card_on_node, num_gpus=gpus, max_retries=0).remote()
+        for node in nodes()
+        if (node.gpus if gpus else node.cpus)
+    ]
+    if not asked:
+        raise ResourceError(
+            "no node of the cluster has cores, so nothing can be measured; add one, or leave out `auto`"
+        )
     return min((Card(**answer) for answer in ray.get(asked)), key=lambda card: card.capacity)
 
 
@@ -213,6 +228,7 @@ def _measure(trial: Trial) -> Measured:
 
     from petlbench.harness.checkpoint import Checkpoints
     from petlbench.harness.device import peak_memory
+    from petlbench.harness.leftovers import scratch_folder
     from petlbench.harness.parts import assemble
     from petlbench.harness.trial import train_and_select
 
@@ -225,8 +241,8 @@ def _measure(trial: Trial) -> Measured:
     parts = assemble(trial)
     most = max(BATCHES * train["batch_size"], 1)
     splits = {name: longest(parts.splits[name], most) for name in ("train", "val")}
-    with tempfile.TemporaryDirectory(prefix="petlbench-probe-") as scratch:
-        trained = train_and_select(trial, Checkpoints(Path(scratch)), lambda line: None, replace(parts, splits=splits))
+    with scratch_folder() as scratch:
+        trained = train_and_select(trial, Checkpoints(scratch), lambda line: None, replace(parts, splits=splits))
     progress, device = trained.progress, trained.device
     resident, reserved = peak_memory(device)  # of the validation that ended the epoch
     trained.ranking.rank(trained.ranking.open("val"))  # towers that ran once before the epoch run again here

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from petlbench.harness.plan import Planned
+from petlbench.harness.recorded import Planned
 
 
 class Display(Protocol):

@@ -6,19 +6,23 @@ import json
 import math
 import os
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from petlbench.errors import PetlbenchError
 from petlbench.harness.disk import room_for
 from petlbench.harness.record_scoring import Part, QueryPart, TwoStagePart
+from petlbench.harness.spec import Trial, file_name
 
 SCHEMA: Literal[1] = 1
 RECORD_SUFFIX = ".json"
 RANKS_SUFFIX = ".ranks.npz"
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class RecordError(PetlbenchError):
@@ -160,6 +164,12 @@ class ErrorPart(Part):
     message: str
     traceback: str
 
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorPart:
+        """Of what was raised."""
+        text = "".join(traceback.format_exception(error))
+        return cls(type=type(error).__name__, message=str(error), traceback=text)
+
 
 class Record(Part):
     """Schema version 1. See ``results/README.md``."""
@@ -198,8 +208,7 @@ class Record(Part):
 
 def record_path(root: Path, spec: dict[str, Any], spec_id: str) -> Path:
     """``ROOT/<dataset>/<method>/<backbone>-s<seed>-<first 8 of spec_id>.json``."""
-    backbone = str(spec["backbone"]["name"]).replace("/", "_").replace(":", "_")
-    name = f"{backbone}-s{spec['seed']}-{spec_id[:8]}{RECORD_SUFFIX}"
+    name = f"{file_name(str(spec['backbone']['name']))}-s{spec['seed']}-{spec_id[:8]}{RECORD_SUFFIX}"
     return root / spec["dataset"]["name"] / spec["method"]["name"] / name
 
 
@@ -209,7 +218,12 @@ def ranks_path(path: Path, record: Record) -> Path:
     return path.with_name(Path(named).name if named else path.name.removesuffix(RECORD_SUFFIX) + RANKS_SUFFIX)
 
 
-def write_record(record: Record, path: Path) -> Path:
+def path_of(trial: Trial) -> Path:
+    """Where the record of a trial lies or will lie."""
+    return record_path(Path(trial.paths.results), trial.spec.model_dump(mode="json"), trial.spec.spec_id)
+
+
+def write_record(record: Part, path: Path) -> Path:
     """Write atomically: a temporary file beside ``path``, flushed to disk, then renamed over it.
 
     Raises:
@@ -223,16 +237,19 @@ def write_record(record: Record, path: Path) -> Path:
             f"record for {path}: key `{key}` is NaN or infinite, expected a finite number or null; "
             "the trial diverged or a measurement failed, so record it as failed"
         )
-    payload = record_bytes(record)
+    payload = json_bytes(record.model_dump(mode="json"))
     with room_for("a record", path.parent, len(payload)):
         write_atomically(path, payload)
     return path
 
 
-def record_bytes(record: Record) -> bytes:
-    """The content of a record's file."""
-    text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    return f"{text}\n".encode()
+def json_bytes(payload: Any) -> bytes:
+    """JSON as it is kept in files: one key a line, sorted, so that versions can be compared.
+
+    Raises:
+        ValueError: A number is NaN or infinite.
+    """
+    return f"{json.dumps(payload, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)}\n".encode()
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
@@ -267,22 +284,53 @@ def read_record(path: Path) -> Record:
         RecordError: Naming the file, the key, what was found and what to do.
     """
     hint = "move it away (the trial will run again), or restore it from version control"
-    try:
-        payload = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: not a JSON record ({error}); {hint}") from error
+    payload = read_json(path, hint)
     if not isinstance(payload, dict) or "schema_version" not in payload:
         raise RecordError(f"{path}: no key `schema_version`, so this is not a petlbench record; {hint}")
-    payload = migrate(payload, path)
+    return validated(Record, migrate(payload, path), path, hint)
+
+
+def read_json(path: Path, hint: str) -> Any:
+    """What a file holds.
+
+    Args:
+        path: The file.
+        hint: What to do where it is damaged.
+
+    Raises:
+        RecordError: It is no JSON.
+        OSError: It cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: not a JSON record ({error}); {hint}") from error
+
+
+def validated(model: type[M], payload: Any, path: Path, hint: str) -> M:
+    """The content of a JSON file as a model.
+
+    Raises:
+        RecordError: Naming the file, the key, what was found and, by ``hint``, what to do.
+    """
     if key := _nan_at(payload):  # Python's reader takes NaN and 1e999, which JSON does not have
         raise RecordError(f"{path}: key `{key}` is NaN or infinite, expected a finite number or null; {hint}")
     try:
-        return Record.model_validate(payload)
+        return model.model_validate(payload)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
+        where = ".".join(map(str, first["loc"]))
         found = "" if first["type"] == "missing" else f" (found {repr(first['input'])[:80]})"
         raise RecordError(f"{path}: key `{where}`: {first['msg']}{found}; {hint}") from error
+
+
+def good_record(path: Path, trial: Trial) -> Record | None:
+    """The record at ``path`` if it is a finished one of this very trial."""
+    try:
+        record = read_record(path)
+    except (OSError, RecordError):
+        return None  # absent or unusable: the trial runs
+    return record if record.status == "ok" and record.spec_id == trial.spec.spec_id else None
 
 
 MIGRATIONS: dict[int, Any] = {}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from petlbench.harness.plan import Planned
 from petlbench.harness.progress import Display
+from petlbench.harness.recorded import Planned
 from petlbench.harness.resources import RETRIES
-from petlbench.harness.spec import Trial, TrialSpec
-from petlbench.harness.stopping import Running
+from petlbench.harness.spec import Trial, TrialSpec, file_name
 
 if TYPE_CHECKING:
     from petlbench.harness.cluster import Cluster
@@ -33,65 +32,51 @@ def scratch_name(spec: TrialSpec) -> str:
 def place_of(trial: Any) -> str:
     """Readable relative path of a Tune trial, for trackers."""
     spec = spec_of(trial.config)
-    backbone = spec.backbone.name.replace("/", "_").replace(":", "_")
-    return f"{spec.dataset.name}/{spec.method.name}/{backbone}-s{spec.seed}-{spec.spec_id[:8]}"
+    return f"{spec.dataset.name}/{spec.method.name}/{file_name(spec.backbone.name)}-s{spec.seed}-{spec.spec_id[:8]}"
 
 
-def relay(display: Display, by_id: dict[str, Planned], cluster: Cluster | None, running: Running) -> Any:
+def relay(display: Display, by_id: dict[str, Planned], cluster: Cluster | None) -> Any:
     """A callback that hands Tune's events to the display and fetches what other nodes send back; counts ``restarts``."""
     from ray import tune
+
+    def planned_of(trial: Any) -> Planned:
+        return by_id[trial.config["job"]["spec_id"]]
 
     class Relay(tune.Callback):
         """Hands Tune's events to the display, and fetches what other nodes send back."""
 
         restarts = 0
 
-        def __init__(
-            self,
-            show: Display | None = None,
-            planned: dict[str, Planned] | None = None,
-            home: Cluster | None = None,
-        ):
-            self.show, self.planned, self.home = show, planned or {}, home
-
-        def __getstate__(self) -> dict[str, Any]:
-            # Tune pickles its callbacks for a restore that is never used here.
-            return {"show": None, "planned": {}, "home": None}
-
-        def _tell(self, event: str, trial: Any, *more: Any) -> None:
-            if self.show is not None:
-                getattr(self.show, event)(self.planned[spec_of(trial.config).spec_id], *more)
+        def __reduce__(self) -> tuple[Any, ...]:
+            return tune.Callback, ()  # Tune pickles it for a restore that is never used here
 
         def _collect(self, trial: Any) -> None:
-            if self.home is not None:
-                self.home.collect(spec_of(trial.config).spec_id)
+            if cluster is not None:
+                cluster.collect(trial.config["job"]["spec_id"])
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            running.began(trial.trial_id)
-            self._tell("started", trial)
+            display.started(planned_of(trial))
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
             if "pairs_per_s" in result:
-                self._tell("scoring", trial, result)
+                display.scoring(planned_of(trial), result)
             elif "epoch" in result:
-                self._tell("epoch", trial, result)
+                display.epoch(planned_of(trial), result)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            running.ended(trial.trial_id)
             self._collect(trial)
             last = trial.last_result or {}
-            self._tell("failed" if "failed" in last else "finished" if "finished" in last else "stopped", trial)
+            ended = display.failed if "failed" in last else display.finished if "finished" in last else display.stopped
+            ended(planned_of(trial))
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            running.ended(trial.trial_id)
             self.restarts += 1
-            self._tell("restarted", trial, trial.num_failures, RETRIES)
+            display.restarted(planned_of(trial), trial.num_failures, RETRIES)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            running.ended(trial.trial_id)
             self._collect(trial)
-            self._tell("failed", trial)
+            display.failed(planned_of(trial))
 
-    return Relay(display, by_id, cluster)
+    return Relay()

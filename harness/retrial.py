@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,10 +12,11 @@ from pydantic import ValidationError
 from petlbench.datasets.registry import load_card
 from petlbench.harness.adapters import About
 from petlbench.harness.experiment import EMBEDDED, ExperimentError, load_experiment, parse_assignment
-from petlbench.harness.plan import HASHED, METHOD_FILES, PATH_OPTIONS, WEIGHT_OPTIONS, content_sha256, make_plan
+from petlbench.harness.plan import make_plan
 from petlbench.harness.provenance import command_line
 from petlbench.harness.record import Record, RecordError, find_records, read_record
-from petlbench.harness.spec import OWN, FirstStage, Paths, Trial, TrialSpec
+from petlbench.harness.resolve import HASHED, METHOD_FILES, PATH_OPTIONS, WEIGHT_OPTIONS, content_sha256
+from petlbench.harness.spec import OWN, FirstStage, Paths, Trial, TrialSpec, canonical_sha256
 from petlbench.methods import registry
 from petlbench.methods.backbones.base import BackboneError
 from petlbench.methods.backbones.registry import describe_backbone
@@ -79,8 +78,7 @@ def trial_of(record: Record, path: Path, places: Places) -> Trial:
         BackboneError: Weights that the record names by their hash are not found.
         UnknownMethod: The method's plugin was not given.
     """
-    canonical = json.dumps(record.spec, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    if hashlib.sha256(canonical.encode()).hexdigest() != record.spec_id:
+    if canonical_sha256(record.spec) != record.spec_id:
         raise RecordError(f"{path}: `spec_id` is not the hash of `spec`, so the record was edited; restore it")
     spec = _readable(record, path, places)
     _known(places.dataset, spec.dataset.name, "dataset")

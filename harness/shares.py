@@ -109,17 +109,6 @@ def unit_part(gpus: float) -> float:
     return int(10_000 / int(1 / gpus + 1e-6)) / 10_000
 
 
-def share(
-    resources: Resources,
-    cpus: int,
-    gpus: int,
-    trials: int,
-    method: str = "",
-) -> Share:
-    """Divide one machine among trials of one method; :func:`shares` does so for whole runs."""
-    return _share(resources, [Node("this machine", cpus, gpus)], trials, method)
-
-
 def shares(
     resources: Resources,
     nodes: Sequence[Node],
@@ -150,6 +139,18 @@ def shares(
     most = max((s.concurrent for s in found.values()), default=1)
     beside = max((s.beside for s in found.values()), default=1)
     return {key: replace(s, concurrent=most, beside=beside) for key, s in found.items()}
+
+
+def with_machine(trial: Trial, portion: Share, resources: Resources) -> Trial:
+    """The trial with what its share of the machine decides."""
+    update = {
+        "threads": portion.cpus,
+        "workers": portion.workers,
+        "gpus_per_worker": portion.gpus,
+        "gpu_reserve": int(resources.gpu_reserve_gib * GIB),
+        "concurrent_trials": portion.beside,
+    }
+    return trial.model_copy(update={"paths": trial.paths.model_copy(update=update)})
 
 
 def _share(

@@ -48,6 +48,21 @@ def without_hashes(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     return given, hashes
 
 
+def canonical_sha256(value: Any) -> str:
+    """SHA-256 of a value's JSON without blanks, keys sorted; 64 hexadecimal digits.
+
+    Raises:
+        ValueError: A number is NaN or infinite.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_name(backbone: str) -> str:
+    """The name of a backbone, which may be ``ARCH:TAG`` or ``OWNER/NAME``, as part of a file's."""
+    return backbone.replace("/", "_").replace(":", "_")
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -128,9 +143,8 @@ class TrialSpec(_Part):
 
     @property
     def spec_id(self) -> str:
-        """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        """Its :func:`canonical_sha256`."""
+        return canonical_sha256(self.model_dump(mode="json"))
 
     @property
     def label(self) -> str:

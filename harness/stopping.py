@@ -42,26 +42,18 @@ def watch(running: Running) -> Callback:
     class Watch(tune.Callback):
         """Keeps account."""
 
-        def __init__(self, at_work: Running | None = None):
-            self.at_work = at_work or Running()
-
-        def __getstate__(self) -> dict[str, Any]:
-            # Tune pickles it for a restore that is never used here.
-            return {"at_work": Running()}
+        def __reduce__(self) -> tuple[Any, ...]:
+            return tune.Callback, ()  # Tune pickles it for a restore that is never used here
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.at_work.began(trial.trial_id)
+            running.began(trial.trial_id)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.at_work.ended(trial.trial_id)
+            running.ended(trial.trial_id)
 
-        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.at_work.ended(trial.trial_id)
+        on_trial_recover = on_trial_error = on_trial_complete
 
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.at_work.ended(trial.trial_id)
-
-    return Watch(running)
+    return Watch()
 
 
 def stopper(interruption: Interruption, running: Running, say: Callable[[str], None]) -> Stopper:
@@ -75,36 +67,30 @@ def stopper(interruption: Interruption, running: Running, say: Callable[[str], N
         say: Tells the user.
     """
     from ray import tune
+    from ray.tune.stopper import NoopStopper
 
     class Stop(tune.Stopper):
         """Stops when asked."""
 
-        def __init__(
-            self,
-            asked: Interruption | None = None,
-            at_work: Running | None = None,
-            tell: Callable[[str], None] | None = None,
-        ):
-            self.asked, self.at_work, self.tell = asked or Interruption(), at_work or Running(), tell
+        told = False
 
-        def __getstate__(self) -> dict[str, Any]:
-            # Tune pickles it for a restore that is never used here.
-            return {"asked": Interruption(), "at_work": Running(), "tell": None}
+        def __reduce__(self) -> tuple[Any, ...]:
+            return NoopStopper, ()  # Tune pickles it for a restore that is never used here
 
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             # A line about scored pairs is no epoch, but scores are kept as they come: nothing is lost there either.
-            return self.asked.asked and not ("finished" in result or "failed" in result)
+            return interruption.asked and not ("finished" in result or "failed" in result)
 
         def stop_all(self) -> bool:
-            if self.asked.signal is None:
+            if interruption.signal is None:
                 return False
-            waited = self.at_work.waited_for()
-            if self.tell is not None:
-                self.tell(
-                    f"{self.asked.signal.name}: {waited} running trial{'s' * (waited != 1)} may end the epoch, within "
-                    f"{self.asked.grace_s:g} s; a second signal ends everything at once"
+            waited = running.waited_for()
+            if not self.told:
+                say(
+                    f"{interruption.signal.name}: {waited} running trial{'s' * (waited != 1)} may end the epoch, within "
+                    f"{interruption.grace_s:g} s; a second signal ends everything at once"
                 )
-                self.tell = None
-            return not waited or self.asked.overdue
+                self.told = True
+            return not waited or interruption.overdue
 
-    return Stop(interruption, running, say)
+    return Stop()

@@ -81,8 +81,8 @@ def _tensorboard(folder: Path, place: Callable[[Any], str]) -> Any:
         def __init__(self) -> None:
             self._writers: dict[str, Any] = {}
 
-        def __getstate__(self) -> dict[str, Any]:
-            return {"_writers": {}}  # Tune pickles its callbacks for a restore that is never used here
+        def __reduce__(self) -> tuple[Any, ...]:
+            return LoggerCallback, ()  # Tune pickles it for a restore that is never used here
 
         def log_trial_start(self, trial: Any) -> None:
             if trial.trial_id not in self._writers:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from petlbench.harness.disk import room_for
-from petlbench.harness.record import MetricsPart, Record, RecordError, SplitPart, write_atomically
+from petlbench.harness.record import (
+    MetricsPart,
+    Record,
+    RecordError,
+    SplitPart,
+    read_json,
+    validated,
+    write_record,
+)
 from petlbench.harness.record_scoring import Part
+from petlbench.harness.spec import canonical_sha256, file_name
 
 TRANSFER_VERSION: Literal[1] = 1
 FOLDER = "transfer"
@@ -88,34 +94,19 @@ def identity(spec_id: str, target: TargetPart) -> str:
         "test": target.test.sha256,
         "rule": target.rule.model_dump(mode="json"),
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return canonical_sha256(told)
 
 
 def transfer_path(root: Path, source: Record, target: str, transfer_id: str) -> Path:
     """``ROOT/transfer/<source>-to-<target>/<method>/<backbone>-s<seed>-<first 8 of transfer_id>.json``."""
     spec = source.spec
-    backbone = str(spec["backbone"]["name"]).replace("/", "_").replace(":", "_")
     folder = root / FOLDER / f"{spec['dataset']['name']}-to-{target}" / spec["method"]["name"]
-    return folder / f"{backbone}-s{spec['seed']}-{transfer_id[:8]}.json"
+    return folder / f"{file_name(str(spec['backbone']['name']))}-s{spec['seed']}-{transfer_id[:8]}.json"
 
 
 def write_transfer(record: TransferRecord, path: Path) -> Path:
-    """Write atomically.
-
-    Raises:
-        RecordError: A number is NaN or infinite. Nothing is written.
-        DiskFull: There is no room; an older transfer stands.
-    """
-    try:
-        text = json.dumps(
-            record.model_dump(mode="python"), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False
-        )
-    except ValueError as error:
-        raise RecordError(f"transfer record for {path}: {error}; expected finite numbers") from error
-    payload = f"{text}\n".encode()
-    with room_for("a transfer", path.parent, len(payload)):
-        write_atomically(path, payload)
-    return path
+    """Write like a record; see :func:`petlbench.harness.record.write_record`."""
+    return write_record(record, path)
 
 
 def read_transfer(path: Path) -> TransferRecord:
@@ -125,22 +116,13 @@ def read_transfer(path: Path) -> TransferRecord:
         RecordError: Naming the file, the key, what was found and what to do.
     """
     hint = "restore it from version control, or make it again with `benchmark transfer`"
-    try:
-        payload = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: not a JSON record ({error}); {hint}") from error
+    payload = read_json(path, hint)
     version = payload.get("transfer_version") if isinstance(payload, dict) else None
     if version != TRANSFER_VERSION:
         raise RecordError(
             f"{path}: key `transfer_version` is {version!r}, this petlbench reads {TRANSFER_VERSION}; upgrade petlbench, or {hint}"
         )
-    try:
-        record = TransferRecord.model_validate(payload)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        found = "" if first["type"] == "missing" else f" (found {repr(first['input'])[:80]})"
-        raise RecordError(f"{path}: key `{where}`: {first['msg']}{found}; {hint}") from error
+    record = validated(TransferRecord, payload, path, hint)
     if record.transfer_id != (expected := identity(record.source.spec_id, record.target)):
         raise RecordError(
             f"{path}: key `transfer_id` is {record.transfer_id[:12]}..., but what it states hashes to {expected[:12]}...: the "

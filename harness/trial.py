@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,8 @@ from petlbench.harness.device import (
 from petlbench.harness.disk import DiskFull, room_for
 from petlbench.harness.distributed.workers import in_workers, lost_worker
 from petlbench.harness.evaluate import metrics_part, split_part
-from petlbench.harness.fit import false_captions, fit
+from petlbench.harness.failure import write_failure
+from petlbench.harness.fit import Task, false_captions, fit
 from petlbench.harness.kept import NOTHING, keep
 from petlbench.harness.leftovers import remove_half_written, work_folder
 from petlbench.harness.oom import memory_advice
@@ -45,10 +45,9 @@ from petlbench.harness.record import (
     MethodPart,
     ParamsPart,
     Record,
-    RecordError,
     SelectionPart,
-    read_record,
-    record_path,
+    good_record,
+    path_of,
     stamp,
     write_record,
 )
@@ -112,7 +111,7 @@ def run_trial(
     """
     work = work_folder(trial)
     work.mkdir(parents=True, exist_ok=True)
-    path = record_path(Path(trial.paths.results), trial.spec.model_dump(mode="json"), trial.spec.spec_id)
+    path = path_of(trial)
     started = now()
     seen = stamp(path) if seen == UNSEEN else seen
     with FileLock(str(work) + ".lock"):
@@ -128,7 +127,7 @@ def run_trial(
             raise
         except Exception as error:
             if not lost_worker(error):
-                write_failure(trial, started, error, path)
+                write_failure(trial, started, ErrorPart.of(error), path)
             raise
         write_record(record, path)
         Checkpoints(work).clear()
@@ -210,8 +209,9 @@ def train_and_select(
     reset_peak_memory(device)
     progress = Progress()
     if select is not None:
-        whose = spec, recipe, method, model, backbone, trainable, new_heads
-        progress = fit(*whose, train, kept, lambda: ranking.rank(select).ranks, checkpoints, report, device)
+        whose = spec, method, model, backbone, trainable, new_heads, train, kept
+        task = Task(*whose, lambda: ranking.rank(select).ranks, checkpoints, report, device)
+        progress = fit(task, recipe)
     checks["frozen"] = audit.check_frozen(method, frozen, audit.frozen_hash(model, set(trainable)))
 
     pairs = sum(map(len, epoch_order(train.split, recipe.sampling, recipe.batch_size, spec.seed, 1)))
@@ -328,36 +328,6 @@ def train_rows(split: Split) -> Any:
         if len(rows) == _AUDIT_ROWS:
             break
     return np.array(rows, dtype=np.int64)
-
-
-def good_record(path: Path, trial: Trial) -> Record | None:
-    """The record at ``path`` if it is a finished one of this very trial."""
-    try:
-        record = read_record(path)
-    except (OSError, RecordError):
-        return None  # absent or unusable: the trial runs
-    return record if record.status == "ok" and record.spec_id == trial.spec.spec_id else None
-
-
-def write_failure(trial: Trial, started: str, error: BaseException, path: Path) -> None:
-    """Record a failure, but never over a good record of the same trial (a forced rerun may fail)."""
-    if good_record(path, trial) is None:
-        write_record(failed_record(trial, started, error), path)
-
-
-def failed_record(trial: Trial, started: str, error: BaseException) -> Record:
-    """The record of a trial that could not be finished."""
-    name = trial.spec.method.name
-    return Record(
-        spec_id=trial.spec.spec_id,
-        status="failed",
-        spec=trial.spec.model_dump(mode="json"),
-        method=MethodPart(name=name, title=name, origin="unknown", sha256=""),
-        provenance=provenance(started, trial.paths.command),
-        error=ErrorPart(
-            type=type(error).__name__, message=str(error), traceback="".join(traceback.format_exception(error))
-        ),
-    )
 
 
 def _method_part(method: Method, origin: str) -> MethodPart:

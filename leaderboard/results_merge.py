@@ -10,7 +10,7 @@ from typing import Literal
 
 from petlbench.errors import PetlbenchError
 from petlbench.harness.metrics import Ranks
-from petlbench.harness.record import SCHEMA, record_bytes, record_path, write_atomically
+from petlbench.harness.record import SCHEMA, json_bytes, record_path, write_atomically
 from petlbench.leaderboard.load import Entry
 from petlbench.leaderboard.results_diff import changes
 from petlbench.leaderboard.results_validate import validate
@@ -169,5 +169,5 @@ def _files(step: Step) -> list[tuple[Path, bytes]]:
         files.append((step.target.with_name(source.ranks_path.name), source.ranks_path.read_bytes()))
     payload = source.path.read_bytes()
     if json.loads(payload)["schema_version"] != SCHEMA:
-        payload = record_bytes(source.record)
+        payload = json_bytes(source.record.model_dump(mode="json"))
     return [*files, (step.target, payload)]

@@ -22,9 +22,11 @@ from pathlib import Path
 from soak_audit import Found, audit, difference, results
 
 from petlbench.harness.experiment import load_experiment
+from petlbench.harness.leftovers import work_folder
 from petlbench.harness.plan import make_plan
+from petlbench.harness.record import good_record
 from petlbench.harness.spec import Trial
-from petlbench.harness.trial import good_record, run_trial
+from petlbench.harness.trial import run_trial
 
 SETS = (
     "dataset.scenes={train: 60, val: 30, test: 30}",
@@ -130,7 +132,7 @@ class Soak:
 
     def moment(self, trial: Trial, path: Path) -> str:
         """When it was, by what lies there."""
-        work = Path(trial.paths.work) / trial.spec.spec_id[:16]
+        work = work_folder(trial)
         if list(work.glob(".writing-*")):
             return "while a checkpoint was written"
         if list(path.parent.glob(f".{path.stem}.*")):

@@ -43,3 +43,44 @@ def small_world(tmp_path_factory):
         threads = torch.get_num_threads()
         yield
         torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def one_cache(tmp_path_factory):
+    """A cache folder for a module whose trials all have the same pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PETLBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def told(tmp_path_factory):
+    """The record of a short trial when nothing happens, and its checkpoints as they were after the second epoch."""
+    import shutil
+
+    from small_trials import a_trial
+
+    from petlbench.harness.leftovers import work_folder
+    from petlbench.harness.trial import run_trial
+    from petlbench.methods.backbones.random_models import random_clip
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    trial = a_trial(folder)
+
+    def keep(line):
+        if line["epoch"] == 2:
+            shutil.copytree(work_folder(trial), folder / "kept")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("petlbench.harness.parts.load_backbone", lambda name, **options: random_clip(seed=7))
+        return run_trial(trial, keep), folder / "kept"
+
+
+@pytest.fixture
+def undisturbed(told):
+    return told[0]
+
+
+@pytest.fixture
+def after_two_epochs(told):
+    return told[1]

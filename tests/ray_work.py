@@ -11,12 +11,32 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
 from factories import make_payload, make_ranks
+from rich.console import Console
 
-from petlbench.harness.record import Record, record_path, write_record
+from petlbench.harness.leftovers import work_folder
+from petlbench.harness.metrics import Ranks
+from petlbench.harness.progress import PlainDisplay
+from petlbench.harness.record import Record, path_of, write_record
 from petlbench.harness.spec import Trial
 
 EPOCHS = 3
+
+
+class Quiet(PlainDisplay):
+    """Keeps notes and failures."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.notes, self.failures = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def failed(self, planned):
+        super().failed(planned)
+        self.failures.append(planned.trial.spec.method.name)
 
 
 @contextmanager
@@ -27,9 +47,11 @@ def logged(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def place(trial: Trial) -> Path:
-    """Where the record goes."""
-    return record_path(Path(trial.paths.results), trial.spec.model_dump(mode="json"), trial.spec.spec_id)
+def record_of(trial: Trial, ranks: Ranks) -> Record:
+    """A good record of a trial that was not run."""
+    payload = make_payload(ranks)
+    payload |= {"spec": trial.spec.model_dump(mode="json"), "spec_id": trial.spec.spec_id}
+    return Record.model_validate(payload)
 
 
 def note(trial: Trial, **more: Any) -> None:
@@ -40,6 +62,12 @@ def note(trial: Trial, **more: Any) -> None:
     line["node"] = ray.get_runtime_context().get_node_id()
     with (Path(os.environ["FAKE_LOG"]) / f"{os.getpid()}.log").open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """Processes below a command in which a trial runs."""
+    inner = psutil.Process(pid).children(recursive=True)
+    return [process for process in inner if "ImplicitFunc" in "".join(process.cmdline()[:1])]
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
@@ -60,7 +88,7 @@ def fake_trial(
     trial: Trial, report: Callable[[dict[str, Any]], None], seconds: float = 0.3, hold: bool = False
 ) -> None:
     """A few epochs that only pass time and leave a checkpoint each, then a record with ranks and an adapter."""
-    work = Path(trial.paths.work) / trial.spec.spec_id[:16]
+    work = work_folder(trial)
     work.mkdir(parents=True, exist_ok=True)
     state = work / "epoch"
     done = int(state.read_text()) if state.exists() else 0
@@ -82,16 +110,15 @@ def fake_trial(
             note(trial, event="held")
             time.sleep(600)
         report({"epoch": epoch, "epochs": EPOCHS, "loss": 1.0 / epoch, "best_mR": float(epoch)})
-    path = place(trial)
+    path = path_of(trial)
     ranks = make_ranks(2.0, trial.spec.seed)
-    payload = make_payload(ranks)
-    payload |= {"spec": trial.spec.model_dump(mode="json"), "spec_id": trial.spec.spec_id}
-    payload["artifacts"] = {"ranks": f"{path.stem}.ranks.npz", "weights": f"{path.stem}.adapter"}
+    record = record_of(trial, ranks)
+    record.artifacts = {"ranks": f"{path.stem}.ranks.npz", "weights": f"{path.stem}.adapter"}
     folder = path.with_name(f"{path.stem}.adapter")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text("{}")
     ranks.save(path.with_name(f"{path.stem}.ranks.npz"))
-    write_record(Record.model_validate(payload), path)
+    write_record(record, path)
     note(trial, event="end")
 
 

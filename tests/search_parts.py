@@ -26,6 +26,16 @@ def asked_for(results: Path, *sets: str, **options: Any) -> Asked:
     return one
 
 
+class Silent:
+    """A display of a search that keeps the names of what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.told.append(name)
+
+
 def open_study(results: Path, asked: Asked) -> Study:
     return Study.open(results / FOLDER, asked, ["benchmark", "search"])
 

@@ -10,7 +10,11 @@ import pytest
 
 from petlbench.harness.experiment import load_experiment
 from petlbench.harness.plan import Plan, make_plan
-from petlbench.harness.spec import Trial
+from petlbench.harness.record import Record
+from petlbench.harness.resources import Resources
+from petlbench.harness.shares import Node, Share, shares
+from petlbench.harness.spec import Named, Paths, Trial, TrialSpec
+from petlbench.harness.trial import run_trial
 from petlbench.methods.backbones.random_models import random_clip
 
 SMALL = ("dataset.scenes.train=48", "dataset.scenes.val=30", "dataset.scenes.test=30", "train.batch_size=16")
@@ -18,7 +22,9 @@ SETS = tuple(part for assignment in SMALL if assignment.startswith("dataset") fo
 """The sizes of the splits as options of a verb."""
 
 
-def small_plan(results: Path, *sets: str, methods: list[str] | None = None, **options: Any) -> Plan:
+def small_plan(
+    results: Path, *sets: str, methods: list[str] | None = None, force: bool = False, **options: Any
+) -> Plan:
     """A plan over tiny splits of the rendered scenes; three epochs of one caption per picture unless said otherwise."""
     defaults = ("train.epochs=3", "train.sampling=image")
     return make_plan(
@@ -28,7 +34,8 @@ def small_plan(results: Path, *sets: str, methods: list[str] | None = None, **op
             methods=methods or ["full_finetune"],
             results=str(results),
             **{"seeds": [0], **options},
-        )
+        ),
+        force=force,
     )
 
 
@@ -40,6 +47,47 @@ def small_trial(results: Path, *sets: str, method: str = "full_finetune", **opti
 
 def _random_clip(name: str, *, seed: int = 0, **options: Any):
     return random_clip(seed=7)
+
+
+def trial_stub() -> Trial:
+    """A trial that only takes its share."""
+    spec = TrialSpec(method=Named(name="m"), dataset=Named(name="d"), backbone=Named(name="b"), train={}, seed=0)
+    return Trial(spec=spec, paths=Paths(results="/r", work="/w", dataset_card="d"))
+
+
+def share(resources: Resources, cpus: int, gpus: int, trials: int) -> Share:
+    """What each of so many trials of one method gets of one machine."""
+    (found,) = shares(resources, [Node("this machine", cpus, gpus)], [trial_stub()] * trials).values()
+    return found
+
+
+SHORT = ("train.epochs=3", "dataset.scenes.train=30", "train.batch_size=10")
+
+
+def a_trial(folder: Path, *sets: str, **options: Any) -> Trial:
+    """Three epochs of three steps each."""
+    return small_trial(folder, *SHORT, *sets, **options)
+
+
+class Killed(BaseException):
+    """Stands for a signal: not an Exception, so nothing is recorded."""
+
+
+def killed_after(trial: Trial, epoch: int) -> None:
+    """Run a trial whose process ends behind an epoch."""
+
+    def die(line: dict[str, Any]) -> None:
+        if line["epoch"] == epoch:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_trial(trial, die)
+
+
+def same(found: Record, expected: Record) -> bool:
+    """Whether two records have the same results, bit for bit."""
+    curves = [[(e.epoch, e.loss, e.parts, e.lr, e.val_mR) for e in record.curve] for record in (found, expected)]
+    return found.metrics == expected.metrics and curves[0] == curves[1] and found.selection == expected.selection
 
 
 @pytest.fixture

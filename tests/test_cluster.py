@@ -18,8 +18,7 @@ import ray_work
 from cli_calls import small_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_parts import asked_for
-from test_resources import Quiet
+from search_parts import Silent, asked_for
 
 from petlbench.harness.cluster import ClusterError, inputs
 from petlbench.harness.experiment import load_experiment
@@ -126,7 +125,7 @@ def cluster(log):
     import ray
     from ray.cluster_utils import Cluster
 
-    from petlbench.harness.schedule import quiet_ray
+    from petlbench.harness.ray_session import quiet_ray
 
     quiet_ray()
     quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 1000, "health_check_failure_threshold": 10}
@@ -175,7 +174,7 @@ def test_a_lost_node_costs_only_its_running_trial_which_goes_on_elsewhere(cluste
 
     watcher = threading.Thread(target=lose)
     watcher.start()
-    display = Quiet()
+    display = ray_work.Quiet()
     outcome = run_trials(planned, Resources(), display, run=ray_work.held_trial)
     watcher.join()
     cluster.remove_node(*both.values())
@@ -238,10 +237,10 @@ def test_a_node_that_sees_neither_data_nor_results_gets_the_one_and_sends_back_t
         r"toyset\.yaml is not visible on node .*mount it there under the same path, or set resources\.ship_data=true"
     )
     with pytest.raises(ClusterError, match=message):
-        run_trials(planned, Resources(), Quiet(), run=ray_work.fake_trial)
+        run_trials(planned, Resources(), ray_work.Quiet(), run=ray_work.fake_trial)
     assert not of(log, planned)
 
-    outcome = run_trials(planned, Resources(ship_data=True), Quiet(), run=ray_work.fake_trial)
+    outcome = run_trials(planned, Resources(ship_data=True), ray_work.Quiet(), run=ray_work.fake_trial)
     assert (outcome.finished, outcome.failed, outcome.restarts) == (4, [], 0)
     assert {e["node"] for e in of(log, planned)} == {node}
     for item in planned:
@@ -259,16 +258,9 @@ def test_a_node_that_sees_neither_data_nor_results_gets_the_one_and_sends_back_t
 
     # What a trial raises there is recorded here.
     (broken,) = plan(home, seeds=[9], method="bitfit")
-    outcome = run_trials([broken], Resources(ship_data=True), Quiet(), run=ray_work.failing_trial)
+    outcome = run_trials([broken], Resources(ship_data=True), ray_work.Quiet(), run=ray_work.failing_trial)
     assert [reason for _, reason in outcome.failed] == ["ValueError: no such luck"]
     assert "failing_trial" in json.loads(broken.path.read_text())["error"]["traceback"]
-
-
-class Silent:
-    """A display of a search that shows nothing."""
-
-    def __getattr__(self, name):
-        return lambda *arguments: None
 
 
 @pytest.mark.slow

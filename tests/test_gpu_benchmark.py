@@ -64,6 +64,10 @@ def test_a_method_is_measured_and_its_operations_counted(gpu, one_thread):
     assert weights > 0 and whole.flops > 6 * asked.batch * 64 * weights, "64 patches"
 
 
+def test_a_method_that_scores_pairs_gets_candidates(gpu, one_thread):
+    assert gpu.measure("clip_fusion", gpu.parse(["--tiny"])).step_s > 0
+
+
 @pytest.mark.slow
 def test_the_command_writes_its_report(tmp_path):
     done = subprocess.run(

@@ -12,7 +12,7 @@ from petlbench.harness.evaluation import evaluate_record
 from petlbench.harness.experiment import ExperimentError, load_experiment
 from petlbench.harness.pair_scores import ScoreError
 from petlbench.harness.plan import make_plan
-from petlbench.harness.record import read_record, record_path
+from petlbench.harness.record import path_of, read_record
 from petlbench.harness.retrial import Places
 from petlbench.harness.spec import ProtocolConfig, RerankConfig, TrialSpec
 from petlbench.harness.trial import run_trial
@@ -38,10 +38,6 @@ def vilt_trial(results, *sets, **options):
 
 def fusion_trial(results, *sets):
     return small_trial(results, *QUICK, *FUSION, *sets, method="clip_fusion")
-
-
-def path_of(trial):
-    return record_path(Path(trial.paths.results), trial.spec.model_dump(mode="json"), trial.spec.spec_id)
 
 
 def test_a_cross_encoder_is_trained_selected_and_recorded_with_its_query_cost(tmp_path):

@@ -14,8 +14,9 @@ from support import ROOT
 from petlbench.datasets.split import DataError
 from petlbench.errors import PetlbenchError
 from petlbench.harness.experiment import EMBEDDED, ExperimentError, load_experiment
-from petlbench.harness.plan import make_plan, seconds_of
+from petlbench.harness.plan import make_plan
 from petlbench.harness.record import Record, read_record, write_record
+from petlbench.harness.recorded import seconds_of
 from petlbench.harness.spec import Named, TrialSpec
 
 SCENES = {"scenes": {"train": 30, "val": 30, "test": 30}}

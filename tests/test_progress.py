@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from petlbench.harness import progress
-from petlbench.harness.plan import Planned
 from petlbench.harness.progress import LiveDisplay, PlainDisplay, make_display
+from petlbench.harness.recorded import Planned
 from petlbench.harness.spec import Named, Paths, Trial, TrialSpec
 
 

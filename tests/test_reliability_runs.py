@@ -13,7 +13,6 @@ import pytest
 import ray_work
 from small_trials import small_plan
 from support import ROOT
-from test_resources import Quiet
 
 from petlbench.harness.record import find_records, read_record
 from petlbench.harness.resources import Resources
@@ -31,7 +30,7 @@ def log(tmp_path_factory):
 def two_cores(log):
     import ray
 
-    from petlbench.harness.schedule import quiet_ray
+    from petlbench.harness.ray_session import quiet_ray
 
     quiet_ray()
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
@@ -59,14 +58,14 @@ def signalled_at(log, planned, kind, number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_lets_trials_end_their_epoch_and_the_next_run_goes_on(two_cores, log, tmp_path, number):
     planned = small_plan(tmp_path, methods=["lora" if number == signal.SIGTERM else "adapter"], seeds=[0, 1, 2]).planned
-    display = Quiet()
+    display = ray_work.Quiet()
     before = signal.getsignal(number)
     signalled_at(log, planned, "epoch", number)
     outcome = run_trials(planned, Resources(), display, run=ray_work.slow_trial)
     assert (outcome.signal, outcome.interrupted, outcome.failed, outcome.restarts) == (number, True, [], 0)
     assert outcome.finished < 3 and signal.getsignal(number) == before
     assert f"{number.name}: " in display.notes[0] and "may end the epoch" in display.notes[0]
-    again = run_trials(planned, Resources(), Quiet(), run=ray_work.slow_trial)
+    again = run_trials(planned, Resources(), ray_work.Quiet(), run=ray_work.slow_trial)
     assert (again.finished, again.signal, again.interrupted) == (3, None, False)
     told = [(line["trial"], line["epoch"]) for line in events(log, planned, "epoch")]
     assert len(told) == len(set(told)) == 3 * ray_work.EPOCHS, "no epoch was lost and none repeated"
@@ -77,7 +76,7 @@ def test_a_trial_that_does_not_end_its_epoch_in_time_is_ended(two_cores, log, tm
     planned = small_plan(tmp_path, methods=["full_finetune"], seeds=[3]).planned
     signalled_at(log, planned, "held", signal.SIGTERM)
     began = time.monotonic()
-    outcome = run_trials(planned, Resources(grace_s=1), Quiet(), run=ray_work.held_trial)
+    outcome = run_trials(planned, Resources(grace_s=1), ray_work.Quiet(), run=ray_work.held_trial)
     assert (outcome.signal, outcome.finished, outcome.failed) == (signal.SIGTERM, 0, [])
     assert time.monotonic() - began < 120, "not the ten minutes that it holds"
 
@@ -117,8 +116,7 @@ class Command:
         return self.process.wait(400)
 
     def workers(self):
-        inner = psutil.Process(self.process.pid).children(recursive=True)
-        return [p for p in inner if "ImplicitFunc" in "".join(p.cmdline()[:1])]
+        return ray_work.workers_of(self.process.pid)
 
     def left(self):
         """Living processes that it started."""

@@ -10,17 +10,16 @@ from cli_calls import SMALL_SCENES, call
 from factories import md_rows, put_record, three
 from hypothesis import given
 from hypothesis import strategies as st
-from small_trials import small_plan, small_trial
+from small_trials import share, small_plan, small_trial, trial_stub
 
 from petlbench.datasets.split import Split
 from petlbench.errors import PetlbenchError
-from petlbench.harness import probe
+from petlbench.harness import cluster, probe
 from petlbench.harness.experiment import ExperimentError, load_experiment
-from petlbench.harness.progress import PlainDisplay
 from petlbench.harness.record import read_record
 from petlbench.harness.resources import GIB, RETRIES, ResourceError, Resources
-from petlbench.harness.schedule import run_trials, with_machine
-from petlbench.harness.shares import Measured, Node, share, shares, unit_part
+from petlbench.harness.schedule import run_trials
+from petlbench.harness.shares import Measured, Node, shares, unit_part, with_machine
 from petlbench.leaderboard.frame import to_frame
 from petlbench.leaderboard.markdown import render_markdown
 from petlbench.leaderboard.table import build_board
@@ -94,14 +93,7 @@ def test_cores_of_a_cluster_are_not_lumped_together():
     assert share(trial_of_five, 8, 0, 4).concurrent == 1
     small = [replace(CPU_NODE, name=str(i), cpus=4) for i in range(2)]
     with pytest.raises(ResourceError, match=r"needs 5 cores, and Ray sees 0: 4 cores.*lower resources\.cpus_per_trial"):
-        shares(trial_of_five, small, [small_trial_stub()])
-
-
-def small_trial_stub():
-    from petlbench.harness.spec import Named, Paths, Trial, TrialSpec
-
-    spec = TrialSpec(method=Named(name="m"), dataset=Named(name="d"), backbone=Named(name="b"), train={}, seed=0)
-    return Trial(spec=spec, paths=Paths(results="/r", work="/w", dataset_card="d"))
+        shares(trial_of_five, small, [trial_stub()])
 
 
 @pytest.mark.parametrize(
@@ -213,6 +205,8 @@ def test_a_measurement_is_known_for_every_seed_but_not_for_another_batch_or_card
     auto = Resources(gpus_per_trial="auto")
     assert probe.known([lora, seed, larger], auto, card) == {t.spec.spec_id: measured(9) for t in (lora, seed)}
     assert probe.known([lora], auto, replace(card, capacity=40 * GIB)) == {}
+    place.write_text("{")
+    assert probe.known([lora], auto, card) == {}, "a damaged file is measured again"
     assert probe.known([lora], Resources(gpus_per_trial=1), card) == {}
 
 
@@ -242,23 +236,6 @@ def test_the_plan_shows_the_share_of_each_method(tmp_path, monkeypatch):
 # Packing, on virtual GPUs ---------------------------------------------------------------------------------------------
 
 
-class Quiet(PlainDisplay):
-    """Keeps notes and failures."""
-
-    def __init__(self):
-        from rich.console import Console
-
-        super().__init__(Console(quiet=True))
-        self.notes, self.failures = [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def failed(self, planned):
-        super().failed(planned)
-        self.failures.append(planned.trial.spec.method.name)
-
-
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
     """Folder of the events that workers write; made before Ray, whose workers get the environment."""
@@ -271,7 +248,7 @@ def two_gpus(log):
     """A Ray with two virtual GPUs."""
     import ray
 
-    from petlbench.harness.schedule import quiet_ray
+    from petlbench.harness.ray_session import quiet_ray
 
     quiet_ray()
     ray.init(
@@ -289,7 +266,7 @@ def events(log, planned):
 def test_trials_share_gpus_and_never_more_than_a_whole_one(two_gpus, log, tmp_path):
     plan = small_plan(tmp_path, methods=["lora", "full_finetune"], seeds=[0, 1, 2, 3])
     resources = Resources.model_validate({"per_method": {"lora": {"gpus": 0.5}}})
-    outcome = run_trials(plan.planned, resources, Quiet(), run=ray_work.fake_trial)
+    outcome = run_trials(plan.planned, resources, ray_work.Quiet(), run=ray_work.fake_trial)
     assert (outcome.finished, outcome.failed, outcome.restarts) == (8, [], 0)
     used: dict[str, float] = {}
     most = 0.0
@@ -309,6 +286,12 @@ def test_trials_share_gpus_and_never_more_than_a_whole_one(two_gpus, log, tmp_pa
     assert {label.split("/")[0]: part for label, (_, part) in parts.items()} == {"lora": 0.5, "full_finetune": 1.0}
 
 
+def test_a_cluster_without_cores_cannot_be_measured(two_gpus, monkeypatch):
+    monkeypatch.setattr(cluster, "nodes", lambda: [Node("head", cpus=0, gpus=0)])
+    with pytest.raises(ResourceError, match="no node of the cluster has cores"):
+        probe.smallest_card()
+
+
 def test_every_node_is_asked_for_its_card(two_gpus):
     found = probe.smallest_card()
     assert found == probe.card_here() and found.capacity > 0
@@ -316,7 +299,7 @@ def test_every_node_is_asked_for_its_card(two_gpus):
 
 def test_what_a_trial_raises_is_recorded_once_and_not_tried_again(two_gpus, log, tmp_path):
     plan = small_plan(tmp_path, methods=["linear_probe"])
-    display = Quiet()
+    display = ray_work.Quiet()
     outcome = run_trials(plan.planned, Resources(), display, run=ray_work.failing_trial)
     assert outcome.failed == [("linear_probe/scenes/tiny-clip/s0", "ValueError: no such luck")]
     assert (outcome.restarts, display.failures) == (0, ["linear_probe"])
@@ -327,7 +310,7 @@ def test_what_a_trial_raises_is_recorded_once_and_not_tried_again(two_gpus, log,
 
 def test_a_trial_whose_process_dies_is_started_again_a_few_times(two_gpus, log, tmp_path):
     plan = small_plan(tmp_path, methods=["zero_shot"])
-    display = Quiet()
+    display = ray_work.Quiet()
     outcome = run_trials(plan.planned, Resources(), display, run=ray_work.dying_trial)
     assert outcome.restarts == RETRIES and len(display.notes) == RETRIES
     assert f"is started again (1 of at most {RETRIES} times)" in display.notes[0]

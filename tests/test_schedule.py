@@ -1,11 +1,12 @@
 """How a machine is divided among trials, and what becomes of a trial whose process died."""
 
-from small_trials import small_plan, tiny_backbone  # noqa: F401 (a fixture)
+import ray_work
+from factories import make_ranks
+from small_trials import share, small_plan, tiny_backbone  # noqa: F401 (a fixture)
 
-from petlbench.harness.record import read_record
+from petlbench.harness.record import ErrorPart, read_record, write_record
 from petlbench.harness.resources import Resources
-from petlbench.harness.schedule import _account
-from petlbench.harness.shares import share
+from petlbench.harness.schedule import _account, _recorded_since
 
 
 def test_cpu_machine_runs_one_trial_per_core():
@@ -40,9 +41,30 @@ def test_cpus_per_trial_bounds_what_fits():
 
 def test_a_trial_whose_process_died_gets_a_failed_record(tmp_path):
     (planned,) = small_plan(tmp_path).planned
-    label, reason = _account(planned, RuntimeError("worker died\nwith details"))
+    label, reason = _account(planned, ErrorPart.of(RuntimeError("worker died\nwith details")))
     record = read_record(planned.path)
     assert record.status == "failed"
     assert record.error.message == "worker died\nwith details"
     assert label == planned.trial.spec.label
     assert reason == "RuntimeError: worker died"
+
+
+def test_a_failed_rerun_leaves_the_good_record_and_does_not_count_as_finished(tmp_path):
+    (planned,) = small_plan(tmp_path).planned
+    good = ray_work.record_of(planned.trial, make_ranks(2.0))
+    write_record(good, planned.path)
+    (forced,) = small_plan(tmp_path, force=True).planned
+    assert forced.state == "to run" and _recorded_since(forced.trial, forced.before) is None
+    _account(forced, ErrorPart.of(RuntimeError("no such luck")))
+    assert read_record(planned.path).status == "ok"
+    write_record(good, planned.path)
+    assert _recorded_since(forced.trial, forced.before).status == "ok"
+
+
+def test_a_corrupt_record_that_was_to_be_replaced_does_not_hide_the_error(tmp_path):
+    (planned,) = small_plan(tmp_path).planned
+    planned.path.parent.mkdir(parents=True)
+    planned.path.write_text("{")
+    (forced,) = small_plan(tmp_path, force=True).planned
+    assert _account(forced, ErrorPart.of(RuntimeError("no such luck")))[1] == "RuntimeError: no such luck"
+    assert read_record(planned.path).error.message == "no such luck"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from cli_calls import SMALL_SCENES, call
-from search_parts import asked_for, open_study, put_trial
+from search_parts import Silent, asked_for, open_study, put_trial
 
 from petlbench.harness.experiment import ExperimentError
 from petlbench.harness.resources import Resources
@@ -43,20 +43,10 @@ def test_of_all_methods_the_board_follows_so_its_seeds_must_be_others(tmp_path):
 def no_ray(monkeypatch):
     """Nothing may be trained."""
 
-    def refuse(self):
+    def refuse(resources):
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr(runs._LazyRay, "start", refuse)
-
-
-class Silent:
-    """A display that keeps what it was told."""
-
-    def __init__(self):
-        self.told = []
-
-    def __getattr__(self, name):
-        return lambda *arguments: self.told.append(name)
+    monkeypatch.setattr(runs, "ray_session", refuse)
 
 
 def test_a_finished_study_is_read_and_not_repeated_and_a_larger_budget_extends_it(tmp_path, no_ray):

@@ -4,12 +4,13 @@ import pytest
 from cli_calls import small_set
 from filelock import FileLock
 from search_parts import asked_for
-from small_trials import small_trial, tiny_backbone  # noqa: F401
+from small_trials import Killed, small_trial, tiny_backbone  # noqa: F401
 
 from petlbench.harness.experiment import load_experiment
+from petlbench.harness.leftovers import work_folder
 from petlbench.harness.ranking import Ranking
 from petlbench.harness.record import find_records
-from petlbench.harness.search.objective import search_trial, work_folder
+from petlbench.harness.search.objective import search_trial
 from petlbench.harness.search.question import ask
 from petlbench.harness.trial import assemble, run_trial
 
@@ -27,10 +28,6 @@ def searched(asked, folder, config=None, run="r", report=None):
 
     search_trial(asked.trial(config or {}, str(folder / ".work")), run, take)
     return lines
-
-
-class Killed(BaseException):
-    """Stands for the end of a process: nothing handles it."""
 
 
 def die_at(epoch):

@@ -7,10 +7,11 @@ import shutil
 import pytest
 from ray.tune.search import Searcher
 from search_parts import asked_for, open_study, put_trial
-from small_trials import random_clip, tiny_backbone  # noqa: F401
+from small_trials import Killed, random_clip, tiny_backbone  # noqa: F401
 
 from petlbench.harness.experiment import ExperimentError
-from petlbench.harness.search.objective import search_trial, work_folder
+from petlbench.harness.leftovers import work_folder
+from petlbench.harness.search.objective import search_trial
 from petlbench.harness.search.population import Population, changed
 from petlbench.harness.search.study import Study
 from petlbench.harness.spec import Trial
@@ -19,10 +20,6 @@ from petlbench.methods.base import Domain
 pytestmark = pytest.mark.usefixtures("one_thread", "tiny_backbone")
 
 SETS = ("search.scheduler=pbt", "search.trials=4", "train.schedule=constant", "train.warmup=0")
-
-
-class Killed(BaseException):
-    """Stands for the end of the driver: nothing handles it."""
 
 
 def population(study, asked):

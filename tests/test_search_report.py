@@ -4,6 +4,7 @@ import csv
 import re
 
 import pytest
+import yaml
 from search_parts import asked_for, open_study, put_trial
 
 from petlbench.harness.record import ErrorPart
@@ -64,3 +65,19 @@ def test_a_study_without_scores_has_a_table_and_no_pictures(tmp_path):
     found = open_study(tmp_path, asked_for(tmp_path))
     put_trial(found, {}, [], "failed", error=ErrorPart(type="E", message="no", traceback=""))
     assert {path.name for path in publish_study(Searched(found, complete=True))} == {"trials.csv", "trials.md"}
+
+
+@pytest.mark.parametrize(("selection", "epoch"), [("best_val", 1), ("last", 3)])
+def test_of_epochs_that_score_alike_the_one_that_selection_keeps_is_named(selection, epoch, tmp_path):
+    found = open_study(tmp_path, asked_for(tmp_path, f"protocol.selection={selection}"))
+    put_trial(found, {"method.reduction": 1, "method.ratio": 0.2, "train.lr": 1e-3}, [60.0, 50.0, 60.0])
+    publish_study(Searched(found, complete=True))
+    assert yaml.safe_load((found.folder / "best.yaml").read_text())["study"]["epoch"] == epoch
+    (row,) = csv.DictReader((found.folder / "trials.csv").open())
+    assert row["epoch"] == str(epoch)
+
+
+def test_a_further_note_leaves_the_earlier_one(tmp_path):
+    trial = put_trial(open_study(tmp_path, asked_for(tmp_path)), {}, [50.0], note="did not take over")
+    trial.add_notes("stopped when the time was up")
+    assert trial.note == "did not take over; stopped when the time was up"

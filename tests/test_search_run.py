@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
+import ray_work
 import yaml
 from support import ROOT
 
@@ -58,8 +58,7 @@ class Search:
         return code, self.log.read_text()
 
     def workers(self):
-        inner = psutil.Process(self.process.pid).children(recursive=True)
-        return [p for p in inner if any("ImplicitFunc" in word for word in p.cmdline()[:1])]
+        return ray_work.workers_of(self.process.pid)
 
 
 @pytest.fixture(scope="module")

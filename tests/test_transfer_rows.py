@@ -180,9 +180,9 @@ def test_a_full_disk_is_told(results, target, monkeypatch):
     def full(path, payload):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("petlbench.harness.transfer_record.write_atomically", full)
+    monkeypatch.setattr("petlbench.harness.record.write_atomically", full)
     called = call("transfer", next(find_records(results)), "--to", target, "--root", target.parent / "files")
-    assert "a transfer cannot be written" in called.error
+    assert "a record cannot be written" in called.error
 
 
 def test_a_transfer_to_its_own_set_is_refused(results):

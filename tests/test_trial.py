@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_trials import small_trial, tiny_backbone  # noqa: F401 (a fixture)
+from small_trials import Killed, small_trial, tiny_backbone  # noqa: F401 (a fixture)
 
 from petlbench.datasets.cache import prepare
 from petlbench.harness import ranking as ranking_module
 from petlbench.harness import trial as trial_module
 from petlbench.harness.audit import AuditError
 from petlbench.harness.metrics import Ranks, recalls
-from petlbench.harness.record import read_record, record_path
+from petlbench.harness.record import path_of, read_record
 from petlbench.harness.trial import run_trial
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
@@ -23,10 +23,6 @@ pytestmark = pytest.mark.usefixtures("tiny_backbone")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PETLBENCH_CACHE", str(tmp_path / "cache"))
-
-
-def path_of(trial):
-    return record_path(Path(trial.paths.results), trial.spec.model_dump(mode="json"), trial.spec.spec_id)
 
 
 def test_record_tells_the_whole_story(tmp_path):
@@ -91,10 +87,6 @@ def test_last_takes_the_last_epoch(tmp_path):
     record = run_trial(small_trial(tmp_path, "protocol.selection=last"))
     assert (record.selection.rule, record.selection.epoch) == ("last", 3)
     assert record.selection.val_mR == record.curve[-1].val_mR
-
-
-class Killed(BaseException):
-    """Stands for a signal: not an Exception, so nothing is recorded."""
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -252,10 +244,10 @@ def test_a_failed_audit_fails_the_trial(tmp_path):
 def test_frozen_weights_that_change_fail_the_trial(tmp_path, monkeypatch):
     fit = trial_module.fit
 
-    def meddling(spec, recipe, method, model, *rest):
-        progress = fit(spec, recipe, method, model, *rest)
+    def meddling(task, recipe):
+        progress = fit(task, recipe)
         with torch.no_grad():
-            next(p for p in model.parameters() if not p.requires_grad).add_(1)
+            next(p for p in task.model.parameters() if not p.requires_grad).add_(1)
         return progress
 
     monkeypatch.setattr(trial_module, "fit", meddling)

@@ -34,7 +34,7 @@ class Breaks(FullFinetune):
 @pytest.fixture
 def two_cores():
     ray = pytest.importorskip("ray")
-    from petlbench.harness.schedule import quiet_ray
+    from petlbench.harness.ray_session import quiet_ray
 
     quiet_ray()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)

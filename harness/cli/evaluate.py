@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from petlbench.errors import PetlbenchError
+from petlbench.harness.cli.say import say_notes
 
 if TYPE_CHECKING:
     from petlbench.harness.evaluation import Comparison
@@ -204,8 +205,7 @@ def _show(compared: Comparison) -> None:
         cells = (key, "" if was is None else f"{was:.4f}", "" if is_ is None else f"{is_:.4f}", apart)
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
-    for note in compared.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    say_notes(console, compared.notes)
     verdict = {
         True: f"all {len(compared.recorded)} recorded metrics come out again, exactly",
         False: f"{len(compared.differing)} of {len(compared.recorded)} recorded metrics differ (tolerance 0)",

@@ -78,21 +78,15 @@ def render_page(row: dict[str, Any], fields: dict[str, dict[str, str]], console:
 
 
 def _presets(console: Console, presets: dict[str, Any], fields: dict[str, dict[str, str]]) -> None:
+    from petlbench.harness.experiment import flattened
     from petlbench.methods.recipe import Recipe
 
-    usual = _flat(Recipe().model_dump(mode="json"))
+    usual = flattened(Recipe().model_dump(mode="json"))
     for name, preset in presets.items():
         options = {f"method.{k}": v for k, v in preset["method"].items() if str(v) != fields[k]["default"]}
-        recipe = {f"train.{k}": v for k, v in _flat(preset["train"]).items() if v != usual.get(k)}
+        recipe = {f"train.{k}": v for k, v in flattened(preset["train"]).items() if v != usual.get(k)}
         said = ", ".join(f"{key}={value}" for key, value in {**options, **recipe}.items())
         _say(console, f"  {name}: {said or 'the defaults'}")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def _counts(row: dict[str, Any]) -> tuple[str, str, str]:

@@ -1,4 +1,7 @@
-"""Options that verbs share: of `run` and `plan`, each as the key of that name in an experiment file; of verbs that read records."""
+"""Options that verbs share.
+
+Those of `run`, `plan` and `search` mean the same as the key of that name in an experiment file.
+"""
 
 from __future__ import annotations
 

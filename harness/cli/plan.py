@@ -9,6 +9,7 @@ import typer
 
 from petlbench.harness.cli import options as o
 from petlbench.harness.cli.portions import Portions, portions_of
+from petlbench.harness.cli.say import say_left_out, say_notes
 
 if TYPE_CHECKING:
     from petlbench.harness.plan import Plan
@@ -64,7 +65,8 @@ def plan(
 
     import json
 
-    from petlbench.harness.plan import RECORDED, make_plan, seconds_of
+    from petlbench.harness.plan import make_plan
+    from petlbench.harness.recorded import RECORDED, seconds_of
 
     made = make_plan(asked, force=force)
     times, problems = seconds_of(Path(asked.results).expanduser().absolute())
@@ -121,7 +123,7 @@ def _show(made: Plan, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from petlbench.harness.plan import RECORDED
+    from petlbench.harness.recorded import RECORDED
 
     console = Console()
     table = Table(box=None, pad_edge=False)
@@ -136,10 +138,8 @@ def _show(made: Plan, rows: list[dict[str, Any]]) -> None:
         if row["note"]:
             label = f"{row['method']}/{row['dataset']}/{row['backbone']}/s{row['seed']}"
             console.print(f"{row['state']}: {label}: {row['note']}", markup=False, soft_wrap=True)
-    for note in made.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
-    for label, reason in made.refused:
-        console.print(f"left out: {label}: {reason}", markup=False, soft_wrap=True)
+    say_notes(console, made.notes)
+    say_left_out(console, made.refused)
 
 
 def _seconds(value: float | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from petlbench.harness.plan import Planned
+    from petlbench.harness.recorded import Planned
     from petlbench.harness.resources import Resources
     from petlbench.harness.shares import Node, Share
 
@@ -53,9 +53,8 @@ def portions_of(planned: Sequence[Planned], resources: Resources, *, probe: bool
     if probe or resources.address:
         from petlbench.harness.cluster import nodes, open_cluster
         from petlbench.harness.probe import known, measure, smallest_card
-        from petlbench.harness.schedule import quiet_ray, ray_session
+        from petlbench.harness.ray_session import ray_session
 
-        quiet_ray()
         with ray_session(resources):
             there, measured = nodes(), {}
             if probe:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from petlbench.harness.cli import options as o
+from petlbench.harness.cli.say import say_left_out, say_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,10 +78,8 @@ def execute(asked: Experiment, console: Console, *, force: bool = False) -> int:
         from petlbench.harness.provenance import command_line
 
         plan = make_plan(asked, force=force, command=command_line(), check_pictures=True)
-    for label, reason in plan.refused:
-        console.print(f"left out: {label}: {reason}", markup=False, soft_wrap=True)
-    for note in plan.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    say_left_out(console, plan.refused)
+    say_notes(console, plan.notes)
     if not plan.planned:
         console.print("nothing to run: every combination was left out")
         return 1
@@ -91,8 +90,9 @@ def execute(asked: Experiment, console: Console, *, force: bool = False) -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     from petlbench.harness.leftovers import clear_finished
+    from petlbench.harness.recorded import RECORDED
 
-    clear_finished(p.trial for p in plan.planned if p not in todo)
+    clear_finished(p.trial for p in plan.planned if p.state == RECORDED)
     failed: list[tuple[str, str]] = []
     lost: list[str] = []
     interrupted = False
@@ -106,8 +106,7 @@ def execute(asked: Experiment, console: Console, *, force: bool = False) -> int:
             console.print(
                 f"{outcome.restarts} restart{'s' * (outcome.restarts > 1)} of trials that lost process or node"
             )
-        for note in outcome.notes:
-            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say_notes(console, outcome.notes)
         if outcome.signal is not None:
             console.print(
                 "interrupted; the same command finishes the rest, `benchmark leaderboard` ranks what there is"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from petlbench.harness.cli import options as o
+from petlbench.harness.cli.say import say_left_out
 
 if TYPE_CHECKING:
     from rich import console as rich_console
@@ -123,8 +124,7 @@ def search(
         from petlbench.harness.search.study import FOLDER
 
         questions, refused = ask(asked, command_line())
-    for label, reason in refused:
-        console.print(f"left out: {label}: {reason}", markup=False, soft_wrap=True)
+    say_left_out(console, refused)
     if not questions:
         console.print("nothing to search: every combination was left out")
         raise typer.Exit(1)

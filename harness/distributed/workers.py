@@ -25,7 +25,10 @@ TUNE_SHARE = {"memory": 1}
 """What the Tune function itself asks for: a byte, because Ray Tune refuses to ask for nothing. The workers have a placement
 group of their own."""
 
-_POLL_S = 0.2
+_OVER = ("over", None)
+"""What the queue holds last."""
+
+_SCRATCH = ".train-"
 
 
 def in_workers(trial: Trial, work: Callable[[Trial, bool, Report], T | None], report: Report) -> T:
@@ -46,13 +49,17 @@ def in_workers(trial: Trial, work: Callable[[Trial, bool, Report], T | None], re
     from ray.util.queue import Queue
 
     from petlbench.harness.distributed.world import PATIENCE
+    from petlbench.harness.leftovers import work_folder
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     paths = trial.paths
     payload = trial.model_dump(mode="json")
     queue: Any = Queue(actor_options={"num_cpus": 0})
     # Ray Train wants a folder that all workers see, and leaves nothing of worth there.
-    scratch = Path(tempfile.mkdtemp(dir=paths.work, prefix=".train-"))
+    folder = work_folder(trial)
+    for left in folder.glob(f"{_SCRATCH}*"):  # of a run that was killed: the trial's lock is held
+        shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=_SCRATCH))
     trainer = TorchTrainer(
         lambda: _worker(payload, work, queue),
         torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
@@ -67,9 +74,12 @@ def in_workers(trial: Trial, work: Callable[[Trial, bool, Report], T | None], re
     try:
         with ThreadPoolExecutor(1) as beside:
             running = beside.submit(trainer.fit)
-            while not running.done():
-                _hand_on(queue, report, results, _POLL_S)
-            _hand_on(queue, report, results, 0)
+            running.add_done_callback(lambda _: queue.put(_OVER))
+            for kind, value in iter(queue.get, _OVER):
+                if kind == "line":
+                    report(value)
+                else:
+                    results.append(value)
             _raise_cause(running)
     finally:
         queue.shutdown()
@@ -82,21 +92,6 @@ def lost_worker(error: BaseException) -> bool:
     """Whether a worker's process or node was lost, which says nothing about the trial; it may be started again."""
     ray = sys.modules.get("ray")  # without it nothing was lost
     return ray is not None and isinstance(error, ray.exceptions.RayError)
-
-
-def _hand_on(queue: Any, report: Report, results: list[Any], patience: float) -> None:
-    """Take from the queue what is there; wait a little where nothing is."""
-    from ray.util.queue import Empty
-
-    while True:
-        try:
-            kind, value = queue.get(timeout=patience) if patience else queue.get_nowait()
-        except Empty:
-            return
-        if kind == "line":
-            report(value)
-        else:
-            results.append(value)
 
 
 def _raise_cause(running: Future[Any]) -> None:

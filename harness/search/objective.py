@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from filelock import FileLock
 from petlbench.harness import metrics
 from petlbench.harness.checkpoint import Checkpoints
 from petlbench.harness.evaluate import MAIN_RULE
+from petlbench.harness.failure import report_of
+from petlbench.harness.leftovers import work_folder
 from petlbench.harness.record import write_atomically
 from petlbench.harness.spec import Trial
 from petlbench.harness.trial import train_and_select
@@ -21,11 +22,6 @@ METRIC = "best_mR"
 """What searchers and schedulers see: the validation mR of what selection would keep so far, as the fit reports it."""
 
 _TOLD = "reported.json"
-
-
-def work_folder(trial: Trial) -> Path:
-    """Where a searched trial keeps its checkpoints."""
-    return Path(trial.paths.work) / trial.spec.spec_id[:16]
 
 
 class _Paused(Exception):
@@ -54,19 +50,7 @@ def search_trial(trial: Trial, run: str, report: Callable[[dict[str, Any]], None
         except _Paused:
             report({"paused": 1, "epoch": told.epoch, METRIC: told.best})
         except Exception as error:
-            report(told_of(error, told.epoch, told.best))
-
-
-def told_of(error: Exception, epoch: int = 0, best: float | None = None) -> dict[str, Any]:
-    """What is reported of an error: a last line, where the trial had come to an epoch and a best mR."""
-    return {
-        "failed": 1,
-        "epoch": max(0, epoch),
-        METRIC: best or 0.0,
-        "error_type": type(error).__name__,
-        "error_message": str(error),
-        "error_traceback": "".join(traceback.format_exception(error)),
-    }
+            report({**report_of(error), "epoch": max(0, told.epoch), METRIC: told.best or 0.0})
 
 
 def _trained(trial: Trial, checkpoints: Checkpoints, told: _Told) -> dict[str, Any]:

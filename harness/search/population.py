@@ -16,8 +16,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from petlbench.harness.checkpoint import Checkpoints
+from petlbench.harness.leftovers import work_folder
 from petlbench.harness.search import space as spaces
-from petlbench.harness.search.objective import work_folder
 from petlbench.harness.search.proposals import Proposals
 from petlbench.harness.search.study import SearchedTrial, Takeover
 from petlbench.methods.base import Domain
@@ -107,7 +107,7 @@ class Population(Proposals):
             if score[better.number] <= score[number]:
                 continue
             if (checkpoint := self._checkpoint(better, epoch)) is None:
-                member.note = (
+                member.add_notes(
                     f"did not take over from #{better.number} after epoch {epoch}, whose checkpoint is damaged"
                 )
                 self._study.save(member)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from petlbench.harness.failure import first_line
 from petlbench.harness.search.question import Asked
 from petlbench.harness.search.study import SearchedTrial, Study
 from petlbench.methods import registry
@@ -71,7 +72,7 @@ class SearchDisplay:
         self._running.pop(trial.number, None)
         best = study.best()
         reached = f"mR {trial.best_mR:.2f}" if trial.best_mR is not None else "no score"
-        why = f" ({trial.error.type}: {_first_line(trial.error.message)})" if trial.error else ""
+        why = f" ({trial.error.type}: {first_line(trial.error.message)})" if trial.error else ""
         leader = f"; best {best.best_mR:.2f} (#{best.number})" if best else ""
         self._say(
             f"{self._label} #{trial.number} {shown(trial.config)}: {trial.status} after {trial.last_epoch}/{trial.epochs} "
@@ -115,7 +116,3 @@ def shown(config: dict[str, Any]) -> str:
     """A configuration in a few words; ``method.`` and ``train.`` are left out."""
     parts = [f"{key.partition('.')[2]}={f'{v:.3g}' if isinstance(v, float) else v}" for key, v in config.items()]
     return " ".join(parts) or "no settings to choose"
-
-
-def _first_line(text: str) -> str:
-    return next((line for line in text.strip().splitlines() if line.strip()), "(no message)")

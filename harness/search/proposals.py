@@ -10,6 +10,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from petlbench.harness.disk import DiskFull
+from petlbench.harness.failure import error_in
 from petlbench.harness.provenance import now
 from petlbench.harness.record import ErrorPart
 from petlbench.harness.search import space as spaces
@@ -190,7 +191,7 @@ class Proposals(Searcher):
             self.disk_full = result["error_message"]
             del self._running[trial_id]
         elif "failed" in result:
-            trial.error = ErrorPart(**{key: result[f"error_{key}"] for key in ("type", "message", "traceback")})
+            trial.error = error_in(result)
             self._finish(trial_id, trial, "failed")
         elif "finished" in result:
             self._note(trial, result)

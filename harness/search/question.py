@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +11,7 @@ from petlbench.harness.experiment import Experiment, ExperimentError
 from petlbench.harness.plan import make_plan
 from petlbench.harness.search import space as spaces
 from petlbench.harness.search.settings import SearchConfig
-from petlbench.harness.spec import Named, Paths, Trial, TrialSpec
+from petlbench.harness.spec import Named, Paths, Trial, TrialSpec, canonical_sha256
 from petlbench.methods import registry
 from petlbench.methods.base import Domain, Method
 
@@ -38,9 +36,8 @@ class Question(BaseModel):
 
     @property
     def study_id(self) -> str:
-        """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Its :func:`petlbench.harness.spec.canonical_sha256`."""
+        return canonical_sha256(self.model_dump(mode="json"))
 
     @property
     def label(self) -> str:

@@ -10,7 +10,7 @@ from petlbench.harness.search.plots import write_plots
 from petlbench.harness.search.run import Searched
 from petlbench.harness.search.tables import write_tables
 from petlbench.harness.search.tuned import write_best
-from petlbench.harness.spec import Trial
+from petlbench.harness.spec import Trial, file_name
 from petlbench.harness.trackers import Tracker, tracker_callbacks
 
 
@@ -32,5 +32,5 @@ def tracking(trackers: Sequence[Tracker], results: Path) -> Callable[[], list[An
 
 def _place(trial: Any) -> str:
     spec = Trial.model_validate(trial.config["trial"]).spec
-    backbone = spec.backbone.name.replace("/", "_").replace(":", "_")
-    return f"search/{spec.dataset.name}/{spec.method.name}/{backbone}/{trial.config['number']:04d}-{spec.spec_id[:8]}"
+    study = f"search/{spec.dataset.name}/{spec.method.name}/{file_name(spec.backbone.name)}"
+    return f"{study}/{trial.config['number']:04d}-{spec.spec_id[:8]}"

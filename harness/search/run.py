@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -19,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 from petlbench.harness.checkpoint import Checkpoints
 from petlbench.harness.disk import DiskFull
 from petlbench.harness.experiment import ExperimentError
+from petlbench.harness.failure import report_of
+from petlbench.harness.leftovers import work_folder
 from petlbench.harness.provenance import now
-from petlbench.harness.resources import RETRIES, Resources
-from petlbench.harness.schedule import quiet_ray, ray_session, with_machine, without_tunes_own_handler
-from petlbench.harness.search.objective import work_folder
+from petlbench.harness.ray_session import ray_session
+from petlbench.harness.resources import Resources
 from petlbench.harness.search.progress import SearchDisplay
 from petlbench.harness.search.question import Asked
 from petlbench.harness.search.scheduler import make_scheduler
 from petlbench.harness.search.study import SearchedTrial, Study
-from petlbench.harness.shares import shares
-from petlbench.harness.signals import Interruption, listening, while_ray_starts
+from petlbench.harness.shares import shares, with_machine
+from petlbench.harness.signals import Interruption, listening
 from petlbench.harness.spec import Trial
-from petlbench.harness.stopping import Running, stopper, watch
+from petlbench.harness.tuner import run_tune
 
 if TYPE_CHECKING:
     from petlbench.harness.cluster import Cluster
@@ -89,14 +88,17 @@ def search(
     results: list[Searched] = []
     interruption = Interruption(resources.grace_s)
     try:
-        with while_ray_starts(), closing(_LazyRay(resources)) as ray:
+        with ExitStack() as ray:
+            started = False
             for one in asked:
                 with closing(Study.open(root, one, command)) as study:
                     if retry_failed:
                         _forgive(study)
                     display.begin(study, one)
                     if _left(study, one):
-                        ray.start()
+                        if not started:  # where everything is searched already, Ray is not needed
+                            ray.enter_context(ray_session(resources))
+                            started = True
                         # Behind the start of Ray, which has a handler of its own.
                         with listening(interruption, before_end=display.stop):
                             _on_nodes(study, one, resources, display, callbacks(), interruption)
@@ -121,29 +123,6 @@ def _check_resources(resources: Resources, method: str) -> None:
             f"method {method} was given gpus_per_trial=auto, which measures one configuration, but a search tries many, "
             "some of them larger; give a number such as 1 or 0.5"
         )
-
-
-class _LazyRay:
-    """Ray, started when a study needs it: where everything is searched already, nothing is."""
-
-    def __init__(self, resources: Resources):
-        self._session: Any = None
-        self._resources = resources
-
-    def start(self) -> None:
-        if self._session is None:
-            quiet_ray()
-            # A failed trial reports no epoch, and Tune would object.
-            os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-            logging.getLogger("ray.tune.execution").setLevel(
-                logging.CRITICAL
-            )  # a dead worker is started again and told
-            self._session = ray_session(self._resources)
-            self._session.__enter__()
-
-    def close(self) -> None:
-        if self._session is not None:
-            self._session.__exit__(None, None, None)
 
 
 def _forgive(study: Study) -> None:
@@ -189,8 +168,6 @@ def _search(
     cluster: Cluster | None,
     interruption: Interruption,
 ) -> None:
-    from ray import tune
-
     from petlbench.harness.cluster import as_config, nodes
     from petlbench.harness.search.population import Population
     from petlbench.harness.search.proposals import Proposals
@@ -211,7 +188,7 @@ def _search(
         if trial.status != "running" and trial.spec_id is not None:
             work = work_folder(asked.trial(trial.config, study.work_of(trial)))
             if said := Checkpoints(work).notes():
-                trial.note = "; ".join([trial.note, *said] if trial.note else said)
+                trial.add_notes(*said)
                 study.save(trial)
             shutil.rmtree(work, ignore_errors=True)
         display.heard(study, trial)
@@ -226,40 +203,27 @@ def _search(
         link=as_config(cluster),
         halted=lambda: interruption.asked,
     )
-    running = Running()
     # HyperBand compares the trials of a bracket, which wait for each other: a limit would count the waiting ones. There,
     # what a trial asks of the machine keeps as many from running at once.
     waits = asked.question.scheduler == "hyperband"
     needs = dict(portion.bundle)
     if waits:
         needs["CPU"] = max(portion.cpus, math.ceil(cpus / portion.concurrent))
-    scratch = Path(tempfile.mkdtemp(prefix="petlbench-search-"))
-    tuner = tune.Tuner(
-        tune.with_resources(_work, tune.PlacementGroupFactory([needs])),
-        tune_config=tune.TuneConfig(
+    try:
+        run_tune(
+            _work,
+            lambda config: needs,
+            _name,
+            interruption,
+            display.note,
+            callbacks,
             search_alg=proposals,
             scheduler=make_scheduler(asked, [t for t in study.trials if t.status in ("ok", "pruned")]),
             num_samples=-1,  # the proposals end by themselves
             max_concurrent_trials=None if waits else portion.concurrent,
             time_budget_s=None if allowed is None else max(0.1, allowed - before),
-            reuse_actors=True,  # importing torch, open_clip and DeepSpeed anew would cost more than a small trial
-            trial_name_creator=_name,
-            trial_dirname_creator=_name,
-        ),
-        run_config=tune.RunConfig(
-            name="search",
-            storage_path=str(scratch),
-            verbose=0,
-            stop=stopper(interruption, running, display.note),
-            callbacks=[watch(running), *callbacks],
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-        ),
-    )
-    try:
-        with without_tunes_own_handler():
-            tuner.fit()
+        )
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
         study.note(spent_s=spent(), exhausted=proposals.exhausted)
     if proposals.disk_full is not None:
         raise DiskFull(proposals.disk_full)
@@ -267,7 +231,8 @@ def _search(
         for trial in study.trials:
             # What has not come to an epoch has no outcome; a larger budget takes it up.
             if trial.status == "running" and trial.curve:
-                trial.status, trial.note, trial.finished = "pruned", "stopped when the time was up", now()
+                trial.status, trial.finished = "pruned", now()
+                trial.add_notes("stopped when the time was up")
                 study.save(trial)
                 heard(trial)
 
@@ -277,14 +242,14 @@ def _work(config: dict[str, Any]) -> None:
     from ray import tune
 
     from petlbench.harness.cluster import ClusterError, visit
-    from petlbench.harness.search.objective import search_trial, told_of
+    from petlbench.harness.search.objective import METRIC, search_trial
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:
         with visit(Trial.model_validate(config["trial"]), config["link"]) as trial:
             search_trial(trial, config["run"], tune.report, config.get("until"))
     except ClusterError as error:
-        tune.report(told_of(error))
+        tune.report({**report_of(error), "epoch": 0, METRIC: 0.0})
 
 
 def _name(trial: Any) -> str:

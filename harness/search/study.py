@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from petlbench.errors import PetlbenchError
 from petlbench.harness.provenance import now
-from petlbench.harness.record import ErrorPart, write_atomically
+from petlbench.harness.record import ErrorPart, RecordError, json_bytes, validated, write_atomically
 from petlbench.harness.search.question import Asked, Question
+from petlbench.harness.spec import file_name
 from petlbench.methods import registry
 
 FOLDER = "search"
@@ -78,6 +79,10 @@ class SearchedTrial(_Part):
     finished: str | None = None
     error: ErrorPart | None = None
 
+    def add_notes(self, *texts: str) -> None:
+        """Say more of it; what was said stays."""
+        self.note = "; ".join(filter(None, (self.note, *texts)))
+
     @property
     def best_mR(self) -> float | None:
         """Validation mR of what selection would keep of it, percent."""
@@ -140,8 +145,7 @@ class Study:
             StudyError: Another process is searching it, or one of its files is damaged.
         """
         base, study_id = asked.question.base, asked.question.study_id
-        backbone = base.backbone.name.replace("/", "_").replace(":", "_")
-        folder = root / base.dataset.name / base.method.name / f"{backbone}-{study_id[:8]}"
+        folder = root / base.dataset.name / base.method.name / f"{file_name(base.backbone.name)}-{study_id[:8]}"
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         try:
@@ -162,7 +166,7 @@ class Study:
                 versions=packages(),
                 command=command,
             )
-            _write(folder / "study.json", about.model_dump(mode="json"))
+            _write(folder / "study.json", about)
         study = cls.read(folder)
         study._lock = lock
         return study
@@ -201,7 +205,7 @@ class Study:
 
     def save(self, trial: SearchedTrial) -> None:
         """Write one trial's file."""
-        _write(self.folder / "trials" / f"{trial.number:04d}.json", trial.model_dump(mode="json"))
+        _write(self.folder / "trials" / f"{trial.number:04d}.json", trial)
 
     def note(self, *, spent_s: float | None = None, exhausted: bool | None = None) -> None:
         """Note how long the search has taken in all, or that nothing is left to try."""
@@ -209,7 +213,7 @@ class Study:
             self.state.spent_s = round(spent_s, 3)
         if exhausted is not None:
             self.state.exhausted = exhausted
-        _write(self.folder / "state.json", self.state.model_dump(mode="json"))
+        _write(self.folder / "state.json", self.state)
 
     def best(self) -> SearchedTrial | None:
         """The trial of the highest validation mR, the earlier one of equals; an early-stopped one only if there is no other.
@@ -221,32 +225,24 @@ class Study:
                 return max(found, key=lambda t: (t.best_mR, -t.number))
         return None
 
+    def chosen_epoch(self, trial: SearchedTrial) -> int | None:
+        """The epoch whose weights selection would keep; None where there is none."""
+        last = self.about.question.base.protocol.selection == "last"
+        return trial.last_epoch or None if last else trial.best_epoch
+
     def count(self, status: str) -> int:
         """Trials of a status."""
         return sum(trial.status == status for trial in self.trials)
 
 
-def _write(path: Path, payload: dict[str, Any]) -> None:
-    text = json.dumps(payload, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_atomically(path, f"{text}\n".encode())
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        payload = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: cannot be read ({error}); {_HINT}") from error
-    if not isinstance(payload, dict):
-        raise StudyError(f"{path}: expected a JSON object, found {type(payload).__name__}; {_HINT}")
-    return payload
+def _write(path: Path, content: _Part) -> None:
+    write_atomically(path, json_bytes(content.model_dump(mode="json")))
 
 
 def _read(path: Path, model: type[M]) -> M:
     try:
-        return model.model_validate(_load(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StudyError(
-            f"{path}: key `{where}`: {first['msg']} (found {str(first['input'])[:80]!r}); {_HINT}"
-        ) from error
+        return validated(model, json.loads(path.read_text(encoding="utf-8")), path, _HINT)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read ({error}); {_HINT}") from error
+    except RecordError as error:
+        raise StudyError(str(error)) from error

@@ -27,7 +27,7 @@ def trial_frame(study: Study) -> pd.DataFrame:
                 "status": trial.status,
                 **{key: trial.config.get(key) for key in keys},
                 "val_mR": trial.best_mR,
-                "epoch": trial.best_epoch,
+                "epoch": study.chosen_epoch(trial),
                 "epochs": f"{trial.last_epoch}/{trial.epochs}",
                 "samples_seen": trial.samples_seen,
                 "seconds": round(trial.seconds, 2),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from petlbench.datasets.split import DataError
 from petlbench.datasets.validation import checked, read_yaml
-from petlbench.harness.experiment import ExperimentError
+from petlbench.harness.experiment import ExperimentError, flattened
 from petlbench.harness.provenance import now, packages
 from petlbench.harness.record import write_atomically
 from petlbench.harness.search import space as spaces
@@ -105,7 +105,7 @@ def write_best(study: Study) -> Path | None:
             samples_seen=sum(trial.samples_seen for trial in study.trials),
             seconds=study.state.spent_s,
             best_trial=best.number,
-            epoch=best.best_epoch,
+            epoch=study.chosen_epoch(best),
             val_mR=best.best_mR,
             preset_val_mR=first.best_mR if first.status == "ok" else None,
         ),
@@ -121,17 +121,8 @@ def write_best(study: Study) -> Path | None:
 
 
 def _fixed(spec: TrialSpec, searched: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {f"method.{key}": value for key, value in _flat(spec.method.options).items()}
-    flat |= {f"train.{key}": value for key, value in _flat(spec.train).items()}
+    flat = flattened(spec.method.options, "method.") | flattened(spec.train, "train.")
     return {key: value for key, value in flat.items() if key not in searched}
-
-
-def _flat(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = _flat(value, f"{place}{key}.") if isinstance(value, Mapping) and value else {f"{place}{key}": value}
-        flat |= inner
-    return flat
 
 
 @dataclass
@@ -245,9 +236,7 @@ class TunedConfigs:
                 f"tuned: no search of {label} in {self.folder}; run `benchmark search {method} --dataset {data.name} "
                 f"--backbone {backbone.name}` first, or leave the method out"
             )
-        here = {f"method.{k}": v for k, v in _flat(options).items()} | {
-            f"train.{k}": v for k, v in _flat(train).items()
-        }
+        here = flattened(options, "method.") | flattened(train, "train.")
         exact = [item for item in fitting if not _differing(item[1], here)]
         chosen = exact or fitting
         if len(chosen) > 1:

@@ -9,7 +9,7 @@ from petlbench.methods.backbones import weights_io
 from petlbench.methods.backbones.base import BackboneError, Provenance
 from petlbench.methods.backbones.dinov2 import build_dinov2
 from petlbench.methods.backbones.exported import MAKE, Exported, LanguageShape, TwoTowerShape, VisionShape, read_header
-from petlbench.methods.backbones.minilm import BertTokenizer, build_bert, locate_minilm
+from petlbench.methods.backbones.minilm import BertTokenizer, build_bert, locate_minilm, resolve_minilm
 from petlbench.methods.backbones.two_tower import TwoTowerEncoder, checked_side
 
 NAME = "vits14-minilm-joint"
@@ -67,9 +67,7 @@ def resolve_joint(
         BackboneError: The file is missing or no export of two towers, or the resolution is not a multiple of 14.
     """
     path, _, _, side = _looked_into(name, weights, resolution)
-    kept = text_weights if text_weights and weights_io.is_hub_name(text_weights) else None
-    text = kept or str(locate_minilm(text_weights, TOKENIZER)[0])
-    return {"weights": str(path), "text_weights": text, "resolution": side}
+    return {"weights": str(path), "text_weights": resolve_minilm(text_weights, TOKENIZER), "resolution": side}
 
 
 def locate_joint(name: str, weights: str | None) -> Path:

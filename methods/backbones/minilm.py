@@ -105,6 +105,13 @@ def build_bert(config: dict[str, Any], dropout: float = 0.0) -> Any:
     return BertModel(BertConfig(**{**config, **quiet}), add_pooling_layer=False)
 
 
+def resolve_minilm(text_weights: str | None, needed: Sequence[str] = _FILES[:3]) -> str:
+    """The folder of :func:`locate_minilm`; a hub name stays one."""
+    if text_weights and weights_io.is_hub_name(text_weights):
+        return text_weights
+    return str(locate_minilm(text_weights, needed)[0])
+
+
 def locate_minilm(text_weights: str | None, needed: Sequence[str] = _FILES[:3]) -> tuple[Path, str]:
     """The folder with the text tower and the name to record for it.
 

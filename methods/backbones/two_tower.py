@@ -20,7 +20,7 @@ from petlbench.methods.backbones.dinov2 import (
     load_dinov2,
     locate_dinov2,
 )
-from petlbench.methods.backbones.minilm import BertTokenizer, BertTower, load_minilm, locate_minilm
+from petlbench.methods.backbones.minilm import BertTokenizer, BertTower, load_minilm, locate_minilm, resolve_minilm
 from petlbench.methods.backbones.weights_io import is_hub_name
 
 RESOLUTION = 112
@@ -167,8 +167,7 @@ def resolve_two_tower(
     """
     side = checked_side(name, resolution)
     image = weights if weights and is_hub_name(weights) else str(locate_dinov2(weights)[0])
-    text = text_weights if text_weights and is_hub_name(text_weights) else str(locate_minilm(text_weights)[0])
-    options = {"weights": image, "text_weights": text, "resolution": side, "blocks": blocks}
+    options = {"weights": image, "text_weights": resolve_minilm(text_weights), "resolution": side, "blocks": blocks}
     return {key: value for key, value in options.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""Signals: trials end their epoch, a second signal ends everything, and handlers are put back."""
+"""SIGINT and SIGTERM: the first lets trials end their epoch, the second ends the process."""
 
 import os
 import signal
