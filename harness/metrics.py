@@ -122,14 +122,21 @@ class Ranks:
         return len(self.owner)
 
     def save(self, path: str | Path) -> None:
-        """Write a compressed ``.npz`` (plain arrays, no pickle) to exactly ``path``, atomically."""
+        """Write a compressed ``.npz`` (plain arrays, no pickle) to exactly ``path``, atomically.
+
+        Raises:
+            DiskFull: There is no room; an older file stands.
+        """
+        from petlbench.harness.disk import room_for
         from petlbench.harness.record import write_atomically
 
         held: dict[str, NDArray | None] = {item.name: getattr(self, item.name) for item in fields(self)}
         arrays = {name: array for name, array in held.items() if array is not None}
         stream = io.BytesIO()  # numpy would add a suffix to a name
         np.savez_compressed(stream, metric_version=np.int32(METRIC_VERSION), **arrays)  # type: ignore[arg-type]
-        write_atomically(Path(path), stream.getvalue())
+        path, payload = Path(path), stream.getvalue()
+        with room_for("the ranks", path.parent, len(payload)):
+            write_atomically(path, payload)
 
     @classmethod
     def load(cls, path: str | Path) -> Ranks:

@@ -366,16 +366,6 @@ def find_records(root: Path) -> Iterator[Path]:
             yield path
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the current version."""
-    return Record.model_json_schema()
-
-
-def schema_text() -> str:
-    """The content of ``results/schema/record.v1.json``; printed by ``python -m petlbench.harness.record``."""
-    return json.dumps(json_schema(), indent=1, sort_keys=True) + "\n"
-
-
 def _nan_at(payload: Any) -> str:
     """The key of the first NaN or infinity, ``""`` where there is none; keys are only spelled out where there is one."""
     return "" if _finite((payload,)) else _first_nan(payload)
@@ -402,7 +392,3 @@ def _first_nan(value: Any, place: str = "") -> str:
         if found := _first_nan(inner, f"{place}.{key}".lstrip(".")):
             return found
     return ""
-
-
-if __name__ == "__main__":
-    print(schema_text(), end="")

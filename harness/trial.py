@@ -250,8 +250,7 @@ def _run(
     # Ranks and adapter first, so that a record never points at files that do not exist.
     ranks_path = path.with_name(path.stem + RANKS_SUFFIX)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with room_for("the ranks", path.parent, sum(a.nbytes for a in vars(tested.ranks).values() if hasattr(a, "nbytes"))):
-        tested.ranks.save(ranks_path)
+    tested.ranks.save(ranks_path)
     about = adapters.About(
         method=method.name,
         options=spec.method.options,

@@ -1,10 +1,13 @@
 """Write the boards of ``results/`` into README.md, shortened: ``python scripts/readme_board.py``.
 
+Boards of real data sets come first; those of made-up ones follow, folded.
+
 ``--check`` writes nothing and ends with exit code 1 if the README is out of date.
 """
 
 from __future__ import annotations
 
+import html
 import sys
 from pathlib import Path
 
@@ -55,6 +58,17 @@ def short(table: Table) -> str:
     return "\n".join(lines)
 
 
+def folded(table: Table) -> str:
+    """The same below its title, to be opened by a click."""
+    _, below = short(table).split("\n\n", 1)
+    return f"<details><summary>{html.escape(table.title)}</summary>\n\n{below}\n\n</details>"
+
+
+def is_toy_table(table: Table) -> bool:
+    """Whether its scores come from a made-up domain."""
+    return "Toy" in dict(table.facts)
+
+
 def updated(readme: str, board: Board) -> str:
     """The README with new boards between its two marks.
 
@@ -64,7 +78,10 @@ def updated(readme: str, board: Board) -> str:
     if readme.count(START) != 1 or readme.count(END) != 1:
         raise ValueError(f"README.md: expected one line {START} and one line {END}; put them back around the board")
     head, tail = readme.split(START)[0], readme.split(END)[1]
-    inner = "\n\n".join(short(table) for table in board.tables)
+    toys = [is_toy_table(table) for table in board.tables]
+    real = [short(table) for table, toy in zip(board.tables, toys, strict=True) if not toy]
+    made_up = [folded(table) for table, toy in zip(board.tables, toys, strict=True) if toy]
+    inner = "\n\n".join(real + made_up)
     return f"{head}{START}\n{inner}\n{END}{tail}"
 
 

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import shutil
+import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from cli_calls import call
 from factories import make_ranks, ranks_from
 from small_trials import forget_answers, small_trial
 
+from petlbench.harness.breakdown import make_breakdown
 from petlbench.harness.metrics import Ranks, recalls
 from petlbench.harness.ranks import rank_scores
 from petlbench.harness.record import find_records
+from petlbench.harness.retrial import Places
 from petlbench.harness.trial import run_trial
 from petlbench.leaderboard.breakdown import (
     break_down,
@@ -24,6 +28,8 @@ from petlbench.leaderboard.breakdown import (
     confusion,
     wilson,
 )
+from petlbench.leaderboard.plots.confusion import draw
+from petlbench.leaderboard.plots.style import save, styled
 
 # Groups
 
@@ -157,6 +163,35 @@ def test_confusions_come_from_stored_answers_or_from_the_model(record):
     assert call("breakdown", record, "--confusion", "--csv").out.startswith(
         "method,seeds,direction,class,answered,queries"
     )
+
+
+def test_confusions_are_drawn_for_every_method_and_direction(record, tmp_path):
+    called = call("breakdown", record, "--plot", tmp_path / "first", "--csv")
+    assert called.out.startswith("method,seeds,direction,class,answered,queries"), "drawing counts them too"
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
+    assert sorted(drawn) == [
+        f"confusion-linear-probe-{way}.{kind}" for way in ("i2t", "t2i") for kind in ("png", "svg")
+    ]
+    assert all(ET.fromstring(content).tag.endswith("svg") for name, content in drawn.items() if name.endswith(".svg"))
+    call("breakdown", record, "--plot", tmp_path / "second")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()} == drawn
+
+
+def test_a_drawing_says_shares_of_each_class(record):
+    found = make_breakdown([record], Places(), confused=True)
+    (method,) = found.methods
+    counts = np.zeros_like(method.confused["i2t"])
+    counts[0, :2], counts[1, 1] = (1, 3), 2
+    method = replace(method, confused={"i2t": counts})
+    hostile = replace(found, classes=("$x$ <b>", *found.classes[1:]))
+    with styled():
+        figure = draw(hostile, method, "i2t")
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["25", "75", "100"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()][:2] == ["$x$ <b> (4)", f"{found.classes[1]} (2)"]
+    assert "50.0 % over all pictures" in " ".join(text.get_text() for text in figure.texts)
+    svg = save(figure, "svg", "said").decode()
+    assert "<b>" not in svg.split("</metadata>")[1]
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ import json
 import shutil
 from pathlib import Path
 
+import jsonschema
 import pytest
 from cli_calls import call
 from data_files import write_picture
 from small_trials import small_trial
+from support import ROOT
 
 from petlbench.harness.gallery_data import open_split
 from petlbench.harness.metrics import Ranks, recalls
@@ -176,13 +178,23 @@ def test_a_copy_of_a_transfer_is_a_problem(results):
     assert len(loaded.entries) == 2 and "same transfer as" in loaded.problems[0].message
 
 
+def test_the_schema_accepts_transfers_and_refuses_broken_ones(results):
+    schema = json.loads((ROOT / "results" / "schema" / "transfer.v1.json").read_text())
+    for path in find_transfers(results):
+        payload = json.loads(path.read_text())
+        jsonschema.validate(payload, schema)
+        del payload["target"]["test"]
+        with pytest.raises(jsonschema.ValidationError, match="'test' is a required property"):
+            jsonschema.validate(payload, schema)
+
+
 def test_a_full_disk_is_told(results, target, monkeypatch):
     def full(path, payload):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("petlbench.harness.record.write_atomically", full)
     called = call("transfer", next(find_records(results)), "--to", target, "--root", target.parent / "files")
-    assert "a record cannot be written" in called.error
+    assert "the ranks cannot be written" in called.error
 
 
 def test_a_transfer_to_its_own_set_is_refused(results):

@@ -30,6 +30,10 @@ def breakdown(
     confusion: Annotated[
         bool, typer.Option("--confusion", help="Also count the class of the first answer by the class of the query.")
     ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Draw the confusions into this folder, as SVG and PNG (counts them too)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print as CSV.")] = False,
     as_md: Annotated[bool, typer.Option("--md", help="Print as Markdown.")] = False,
@@ -37,7 +41,7 @@ def breakdown(
     set_: o.FilePlaces = None,
     plugin: o.MethodFiles = None,
 ) -> None:
-    """Say where methods are strong and weak, from the ranks beside their records. Nothing is trained or written.
+    """Say where methods are strong and weak, from the ranks beside their records. Nothing is trained.
 
     Records that differ in the seed only are averaged. Every recall has a 95 %
     Wilson interval; small groups have wide ones.
@@ -46,6 +50,7 @@ def breakdown(
       benchmark breakdown results/ucm/lora/*.json results/ucm/full_finetune/*.json
       benchmark breakdown results/ucm/lora/*.json --by duplicates --md
       benchmark breakdown RECORD --confusion --json
+      benchmark breakdown RECORD --plot DIR
     """
     if as_json + as_csv + as_md > 1:
         raise typer.BadParameter("give one of --json, --csv and --md", param_hint="--json")
@@ -55,7 +60,12 @@ def breakdown(
 
     places = o.places_from(set_, dataset, plugin)
     paths = list(dict.fromkeys(path.expanduser() for path in records))
-    found = make_breakdown(paths, places, by, rule, confused=confusion)
+    found = make_breakdown(paths, places, by, rule, confused=confusion or plot is not None)
+    if plot is not None:
+        from petlbench.leaderboard.plots.confusion import write_confusions
+
+        for path in write_confusions(found, plot.expanduser()):
+            typer.echo(f"wrote {path}", err=True)
     if as_json or as_csv or as_md:
         render = writers.render_json if as_json else writers.render_csv if as_csv else writers.render_markdown
         typer.echo(render(found), nl=False)

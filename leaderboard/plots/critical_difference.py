@@ -19,7 +19,7 @@ from petlbench.leaderboard.plots.lists import (
     not_compared,
     score_axis,
 )
-from petlbench.leaderboard.plots.style import FAINT, INK, Sheet, explain_marks, family_handles, names
+from petlbench.leaderboard.plots.style import FAINT, INK, explain_marks, family_handles, names, table_sheet
 from petlbench.leaderboard.table import Table
 
 TITLE = "Rows that cannot be told apart"
@@ -42,7 +42,7 @@ def draw(table: Table) -> Figure | None:
     side = max(1.1, _COLUMN * min(max(columns, default=0) + 1, _SHOWN) + 0.3)
     height = list_height(rows)
     hidden = sum(column >= _SHOWN for column in columns)
-    sheet = Sheet(table, TITLE, left + _PLOT + side + 0.2, _LEGEND + height + 0.5, _notes(table, pairs, hidden))
+    sheet = table_sheet(table, TITLE, left + _PLOT + side + 0.2, _LEGEND + height + 0.5, _notes(table, pairs, hidden))
     axes = sheet.axes(left, _LEGEND, _PLOT, height)
     list_axis(axes, labels)
     ends = []

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from petlbench.leaderboard.plots.families import FAMILIES, family_of
-from petlbench.leaderboard.plots.style import INK, NAME_LIMIT, RULE, SOFT, Sheet, best_rows, drawable, names, tint
+from petlbench.leaderboard.plots.style import INK, NAME_LIMIT, RULE, SOFT, best_rows, drawable, names, table_sheet, tint
 from petlbench.leaderboard.row import Row
 from petlbench.leaderboard.table import Table
 
@@ -42,7 +42,7 @@ def draw(table: Table) -> Figure | None:
         *cut,
     ]
     body = lines * height + (lines - 1) * _GAP_Y + 0.75
-    sheet = Sheet(table, TITLE, _WIDTH, body, notes)
+    sheet = table_sheet(table, TITLE, _WIDTH, body, notes)
     ends = [value for _, values in curves.values() for value in (np.nanmin(values), np.nanmax(values))]
     pad = 0.05 * (max(ends) - min(ends)) or 1.0
     first = min(epochs[0] for epochs, _ in curves.values())

@@ -14,10 +14,10 @@ from petlbench.leaderboard.load import METRICS
 from petlbench.leaderboard.plots.lists import figures_beside, list_axis, list_height, list_labels, list_width
 from petlbench.leaderboard.plots.style import (
     INK,
-    Sheet,
     best_rows,
     explain_marks,
     names,
+    table_sheet,
     tint,
 )
 from petlbench.leaderboard.row import Row
@@ -49,7 +49,7 @@ def draw(table: Table) -> Figure | None:
         *explain_marks(rows),
         *cut,
     ]
-    sheet = Sheet(table, TITLE, width, _LEGEND + height + 0.48, notes)
+    sheet = table_sheet(table, TITLE, width, _LEGEND + height + 0.48, notes)
     for place, metric in enumerate(METRICS[:-1]):
         at = left + place * (_PANEL + _GAP) + (0.1 if metric.startswith("t2i") else 0)
         axes = sheet.axes(at, _LEGEND, _PANEL, height)

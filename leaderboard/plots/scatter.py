@@ -16,7 +16,19 @@ from petlbench.leaderboard.plots.front import pareto_front
 from petlbench.leaderboard.plots.key import WIDTH as KEY_WIDTH
 from petlbench.leaderboard.plots.key import draw_key, key_height, key_lines
 from petlbench.leaderboard.plots.place import Box, Label, freest, place_labels
-from petlbench.leaderboard.plots.style import BACKING, FAINT, INK, RULE, SOFT, Sheet, best_rows, drawable, names, tint
+from petlbench.leaderboard.plots.style import (
+    BACKING,
+    FAINT,
+    INK,
+    RULE,
+    SOFT,
+    Sheet,
+    best_rows,
+    drawable,
+    names,
+    table_sheet,
+    tint,
+)
 from petlbench.leaderboard.row import Row
 from petlbench.leaderboard.table import Table
 
@@ -70,7 +82,7 @@ def draw_scatter(table: Table, rows: Sequence[Row], title: str, cost: Cost, note
     values = [cost.of(row) for row in rows]
     key = key_lines(rows)
     body = max(4.5, key_height(key))
-    sheet = Sheet(table, title, _WIDTH, body + 0.1, [FRONT, INTERVALS, *notes, *cut])
+    sheet = table_sheet(table, title, _WIDTH, body + 0.1, [FRONT, INTERVALS, *notes, *cut])
     positive = [value for value in values if value > 0]
     logarithmic = bool(positive) and max(positive) / min(positive) >= _LOG_FROM
     apart = logarithmic and len(positive) < len(values)

@@ -16,7 +16,7 @@ from petlbench.leaderboard.plots.lists import (
     list_width,
     score_axis,
 )
-from petlbench.leaderboard.plots.style import INK, Sheet, best_rows, explain_marks, family_handles, names, tint
+from petlbench.leaderboard.plots.style import INK, best_rows, explain_marks, family_handles, names, table_sheet, tint
 from petlbench.leaderboard.table import Table
 
 TITLE = "Mean recall of every seed"
@@ -38,7 +38,7 @@ def draw(table: Table) -> Figure | None:
         *explain_marks(rows),
         *cut,
     ]
-    sheet = Sheet(table, TITLE, left + _PLOT + _NUMBERS + 0.2, _LEGEND + height + 0.5, notes)
+    sheet = table_sheet(table, TITLE, left + _PLOT + _NUMBERS + 0.2, _LEGEND + height + 0.5, notes)
     axes = sheet.axes(left, _LEGEND, _PLOT, height)
     list_axis(axes, labels)
     ends = []

@@ -77,25 +77,25 @@ class Sheet:
     Places are inches from the left edge and from the top of the body.
     """
 
-    def __init__(self, table: Table, title: str, width: float, body: float, notes: Sequence[str] = ()):
+    def __init__(self, about: str, title: str, width: float, body: float, notes: Sequence[str] = ()):
         """Lay out the page.
 
         Args:
-            table: What the picture shows.
+            about: What was measured.
             title: What the picture shows, in a few words.
             width: Inches.
             body: Height of the body, inches.
             notes: Plain text under the body, one paragraph each.
         """
-        paragraphs = [line for note in [*notes, *_always(table)] for line in _wrap(note, width, _NOTE_SIZE)]
-        about = _wrap(describe(table), width, 8.5)
+        paragraphs = [line for note in notes for line in _wrap(note, width, _NOTE_SIZE)]
+        told = _wrap(about, width, 8.5)
         self.width = width
-        self._head = _HEAD + (len(about) - 1) * 0.16
+        self._head = _HEAD + (len(told) - 1) * 0.16
         self.height = self._head + body + len(paragraphs) * _LINE + 0.2
         self.figure = Figure(figsize=(width, self.height), dpi=100, facecolor="white")
         FigureCanvasAgg(self.figure)
         self.text(_MARGIN, 0.27 - self._head, title, size=12.5, weight="bold", va="baseline")
-        for number, line in enumerate(about):
+        for number, line in enumerate(told):
             self.text(_MARGIN, 0.5 - self._head + 0.16 * number, line, size=8.5, color=SOFT, va="baseline")
         for number, line in enumerate(paragraphs):
             self.text(_MARGIN, body + 0.12 + _LINE * number, line, size=_NOTE_SIZE, color=SOFT, va="baseline")
@@ -127,6 +127,11 @@ class Sheet:
             columnspacing=1.0,
             labelspacing=0.25,
         )
+
+
+def table_sheet(table: Table, title: str, width: float, body: float, notes: Sequence[str] = ()) -> Sheet:
+    """A sheet about a table of a board; see :class:`Sheet`."""
+    return Sheet(describe(table), title, width, body, [*notes, *_always(table)])
 
 
 def describe(table: Table) -> str:

@@ -113,11 +113,17 @@ def caption(plot: str, table: Table) -> str:
 
 def table_slugs(board: Board) -> list[str]:
     """A distinct folder name per table, of ASCII letters, digits, dots and hyphens."""
-    slugs = [_slug(table.title) for table in board.tables]
+    slugs = [file_slug(table.title) for table in board.tables]
     return [
         f"{slug}-{hashlib.sha256(repr(table.setting).encode()).hexdigest()[:8]}" if slugs.count(slug) > 1 else slug
         for slug, table in zip(slugs, board.tables, strict=True)
     ]
+
+
+def file_slug(title: str) -> str:
+    """ASCII letters, digits, dots and hyphens, for the name of a file or folder."""
+    ascii_only = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9.]+", "-", ascii_only).strip("-.")[:_SLUG_LIMIT] or "table"
 
 
 def _place(out_dir: Path, slug: str, plot: str, kind: str) -> Path:
@@ -129,11 +135,6 @@ def _render(plot: str, table: Table, kinds: Iterable[str]) -> dict[str, bytes | 
     with styled():
         figure = PLOTS[plot].draw(table)
         return {kind: None if figure is None else save(figure, kind, caption(plot, table)) for kind in kinds}
-
-
-def _slug(title: str) -> str:
-    ascii_only = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9.]+", "-", ascii_only).strip("-.")[:_SLUG_LIMIT] or "table"
 
 
 def _known(name: str, names: Iterable[str], what: str) -> None:
