@@ -9,8 +9,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
+import pytest
 from data_files import write_picture
 
 from petlbench.harness.cli import main
@@ -41,14 +41,14 @@ def call(*arguments: str | Path) -> Called:
     """Run ``benchmark ARGUMENTS`` through its entry point."""
     out, err = io.StringIO(), io.StringIO()
     code: Any = 0
-    wide = {"COLUMNS": "200", "TERM": "dumb"}
-    argv = ["benchmark", *map(str, arguments)]
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", argv),
-        mock.patch.dict(os.environ, wide),
+        pytest.MonkeyPatch.context() as patch,
     ):
+        patch.setattr(sys, "argv", ["benchmark", *map(str, arguments)])
+        for name, value in (("COLUMNS", "200"), ("TERM", "dumb")):
+            patch.setenv(name, value)
         try:
             main()
         except SystemExit as stop:

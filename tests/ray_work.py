@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import psutil
+import pytest
 from factories import make_payload, make_ranks
 from rich.console import Console
 
@@ -43,7 +43,10 @@ class Quiet(PlainDisplay):
 def logged(folder: Path) -> Iterator[Path]:
     """Within this block, Ray's workers find this module and write their events to a folder; enter it before Ray starts."""
     words = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
-    with mock.patch.dict(os.environ, {"FAKE_LOG": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, words))}):
+    # Not mock.patch.dict: it takes back what Ray sets for later sessions of the process too.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAKE_LOG", str(folder))
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, words)))
         yield folder
 
 
