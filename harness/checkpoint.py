@@ -40,6 +40,7 @@ class Progress:
     best_epoch: int | None = None
     best_mR: float | None = None
     train_s: float = 0.0
+    train_cpu_s: float = 0.0
     eval_s: float = 0.0
     peak_memory: int = 0
     peak_reserved: int = 0

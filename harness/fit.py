@@ -137,6 +137,7 @@ def _epochs(task: Task, recipe: Recipe, initial: dict[str, Tensor]) -> Progress:
             # Dropout and anything else random depends on seed and epoch only, so a resumed trial repeats exactly; and on the
             # process, whose rows are others than its neighbour's.
             torch.manual_seed(spec.seed * 1_000_003 + epoch + (world.rank << 52))
+            began = time.process_time()
             try:
                 line = _train_epoch(engine, task, recipe, epoch)
             except Exception as error:
@@ -147,6 +148,7 @@ def _epochs(task: Task, recipe: Recipe, initial: dict[str, Tensor]) -> Progress:
                 raise _TooMuch(cut(recipe, fewer)) from None
             progress.epoch, progress.steps = epoch, progress.steps + steps_per_epoch
             progress.train_s += line["seconds"]
+            progress.train_cpu_s += time.process_time() - began
             allocated, reserved = peak_memory(device)
             progress.peak_memory = max(progress.peak_memory, allocated)
             progress.peak_reserved = max(progress.peak_reserved, reserved)

@@ -111,6 +111,10 @@ class ParamsPart(Part):
     """Size of the trained tensors on disk (safetensors)."""
 
 
+STARVED = 0.7
+"""A process that computes keeps at least one core busy; below this part of one, something else had it."""
+
+
 class CostPart(Part):
     """Measured cost; bytes and seconds."""
 
@@ -124,6 +128,9 @@ class CostPart(Part):
     memory_kind: Literal["cuda_allocated", "process_resident"]
     device: str
     threads: int
+    train_cpu_s: float | None = None
+    """Processor seconds of all threads in training (of the first process), user and system. None where a GPU trained, and in
+    records from before it was measured."""
     micro_batch: int | None = None
     """Pairs that went through the model at once in training, per process; fewer than were asked for where memory ran out, which
     ``notes`` then says. None where nothing was trained, and in records from before this was kept."""
@@ -144,6 +151,11 @@ class CostPart(Part):
     def packed(self) -> bool:
         """Whether other trials may have been on the same GPU."""
         return self.gpu_share is not None and self.gpu_share < 1
+
+    @property
+    def starved(self) -> bool:
+        """Whether training on processors had to wait for them, or for a disk, so that its seconds say little."""
+        return self.train_cpu_s is not None and self.train_cpu_s < STARVED * self.train_s
 
 
 class EpochPart(Part):

@@ -288,6 +288,7 @@ def _run(
         ),
         cost=CostPart(
             train_s=progress.train_s,
+            train_cpu_s=progress.train_cpu_s if device.type == "cpu" else None,
             eval_s=eval_s,
             samples_per_s=trained.pairs / progress.train_s if progress.train_s else None,
             steps=progress.steps,

@@ -38,7 +38,7 @@ def render_console(tables: Sequence[Table], console: Console) -> None:
                 text.interval(row.interval),
                 str(row.n),
                 text.count(row.trained),
-                text.unless_packed(text.quantity(row.train_s), row.all_packed),
+                text.unless(row.no_seconds, text.quantity(row.train_s)),
             ][: len(grid.columns)]
             grid.add_row(*(Text(cell) for cell in cells), style="bold" if row.rank == 1 else "")
         grid.add_section()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from petlbench.harness.record import DataPart
+from petlbench.harness.record import STARVED, DataPart
 from petlbench.leaderboard import statistics
 from petlbench.leaderboard.group import Setting
 from petlbench.leaderboard.row import MIN_SEEDS, Row, cost_conditions
@@ -125,6 +125,13 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
         notes.append(
             f"Trials that shared a GPU with others (packed) give no memory, samples/s or seconds: {', '.join(packed)}. Run "
             "them alone on a GPU for their cost."
+        )
+    busy = [f"{row.label} ({row.starved} of {row.n} seeds)" for row in rows if row.starved]
+    if busy:
+        notes.append(
+            f"Trials on a busy machine, which in training had less than {100 * STARVED:g} % of one core, give no seconds, "
+            f"samples/s or ms/query: {', '.join(busy)}. Run them again with --force when nothing else runs: the scores stay, and "
+            "their cost is measured."
         )
     budgets = {trials for row in rows if row.trained for trials in row.tuning_trials}
     if len(budgets) > 1:

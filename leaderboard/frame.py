@@ -157,6 +157,7 @@ COLUMNS: dict[str, Cell] = {
     "cost_concurrent_trials": _cost("concurrent trials"),
     "cost_memory_kind": _cost("kind of memory"),
     "cost_packed_seeds": lambda table, row: row.packed,
+    "cost_busy_seeds": lambda table, row: row.starved,
     "cost_cached_features": _cost("cached features"),
     "records": lambda table, row: _joined(entry.name for entry in row.group.entries),
     "group": lambda table, row: row.group.key,

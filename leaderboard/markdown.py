@@ -26,9 +26,9 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("trained params", lambda row: text.count(row.trained)),
     ("% of total", lambda row: text.share(row.trained, row.total)),
     ("stored", lambda row: text.size(row.stored_bytes)),
-    ("peak memory", lambda row: text.unless_packed(text.size(row.peak_memory), row.all_packed)),
-    ("train samples/s", lambda row: text.unless_packed(text.quantity(row.samples_per_s), row.all_packed)),
-    ("train s", lambda row: text.unless_packed(text.quantity(row.train_s), row.all_packed)),
+    ("peak memory", lambda row: text.unless(row.no_memory, text.size(row.peak_memory))),
+    ("train samples/s", lambda row: text.unless(row.no_seconds, text.quantity(row.samples_per_s))),
+    ("train s", lambda row: text.unless(row.no_seconds, text.quantity(row.train_s))),
     ("selection", lambda row: text.markdown(", ".join(row.rules))),
     ("tuning trials", lambda row: text.ranges(row.tuning_trials)),
 )

@@ -14,7 +14,7 @@ from petlbench.leaderboard.table import Board
 
 _TRUTH = ("within_noise_of_best", "seed_ranges_overlap_best")
 _WHOLE_NAMES = (
-    *("rank", "n_seeds", "metric_version", "cost_packed_seeds"),
+    *("rank", "n_seeds", "metric_version", "cost_packed_seeds", "cost_busy_seeds"),
     *("two_stage_k", "two_stage_pairs", "sample_images", "sample_captions"),
 )
 _WHOLE_UNITS = ("_params", "_bytes", "_px")

@@ -63,6 +63,8 @@ class Row:
     interval: tuple[float, float] | None = None
     packed: int = 0
     """Seeds that shared a GPU with other trials: no cost is taken from them."""
+    starved: int = 0
+    """Seeds, not among the packed, that had to wait for a processor: no seconds are taken from them."""
     p_holm: float | None = None
     within_noise: bool = False
     seeds_overlap: bool = False
@@ -78,9 +80,14 @@ class Row:
         return self.group.scoring
 
     @property
-    def all_packed(self) -> bool:
-        """No seed had a GPU for itself, so no cost is shown."""
-        return self.packed == self.n
+    def no_memory(self) -> str:
+        """Why no memory is shown; empty where it is."""
+        return "packed" if self.packed == self.n else ""
+
+    @property
+    def no_seconds(self) -> str:
+        """Why no seconds and rates are shown; empty where they are."""
+        return self.no_memory or ("busy" if self.packed + self.starved == self.n else "")
 
     @property
     def few_seeds(self) -> bool:
@@ -102,6 +109,7 @@ def make_row(group: Group, label: str) -> tuple[Row, list[Problem]]:
     params = [_present(record.params) for record in records]
     costs = [_present(record.cost) for record in records]
     alone = [cost for cost in costs if not cost.packed]
+    timed = [cost for cost in alone if not cost.starved]
     selections = [_present(record.selection) for record in records]
     contributions, owner, problems = _contributions(group)
     row = Row(
@@ -120,13 +128,14 @@ def make_row(group: Group, label: str) -> tuple[Row, list[Problem]]:
         added_at_inference=_whole(params, lambda p: p.added_at_inference),
         stored_bytes=_whole(params, lambda p: p.stored_bytes),
         peak_memory=max((c.peak_memory for c in alone if c.peak_memory is not None), default=None),
-        samples_per_s=_mean_known([c.samples_per_s for c in alone]),
-        train_s=_mean_known([c.train_s for c in alone]),
-        eval_s=_mean_known([c.eval_s for c in alone]),
-        cache_s=_mean_known([c.cache_s for c in alone]),
-        query=mean_query([c.query for c in alone]),
+        samples_per_s=_mean_known([c.samples_per_s for c in timed]),
+        train_s=_mean_known([c.train_s for c in timed]),
+        eval_s=_mean_known([c.eval_s for c in timed]),
+        cache_s=_mean_known([c.cache_s for c in timed]),
+        query=mean_query([c.query for c in timed]),
         two_stage=mean_two_stage(tests),
         packed=len(costs) - len(alone),
+        starved=len(alone) - len(timed),
         rules=tuple(sorted({selection.rule for selection in selections})),
         tuning_trials=tuple(sorted({selection.budget_trials for selection in selections})),
         contributions=contributions,

@@ -97,9 +97,9 @@ def quantity(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def unless_packed(shown: str, packed: bool) -> str:
-    """A cost, or the word ``packed`` where it was only seen on a GPU that other trials shared."""
-    return "packed" if packed else shown
+def unless(reason: str, shown: str) -> str:
+    """A cost, or one word that says why there is none: ``packed``, on a GPU that other trials shared; ``busy``, on a machine."""
+    return reason or shown
 
 
 def share(part: int, total: int) -> str:

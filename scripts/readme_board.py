@@ -36,7 +36,7 @@ def short(table: Table) -> str:
     for row in table.rows:
         shown = [text.spread(row.mean[m], row.sd[m]) for m in ("i2t_r1", "t2i_r1", "mR")]
         name = f"{text.markdown(row.label)} {marks(row)}".rstrip()
-        train_s = text.unless_packed(text.quantity(row.train_s), row.all_packed)
+        train_s = text.unless(row.no_seconds, text.quantity(row.train_s))
         query = text.milliseconds(row.query.t2i_s if row.query else None)
         sizes = [text.interval(row.interval), str(row.n), text.count(row.trained), train_s]
         body.append([name, *shown, *sizes, text.markdown(row.scoring), query])

@@ -340,6 +340,36 @@ def test_packed_trials_show_no_cost(tmp_path):
     assert frame.loc["lora", "cost_packed_seeds"] == 3 and frame.loc["prompt", "cost_packed_seeds"] == 0
 
 
+def starved(payload):
+    payload["cost"]["train_cpu_s"] = 0.69 * payload["cost"]["train_s"]
+
+
+def alone(payload):
+    payload["cost"]["train_cpu_s"] = 0.71 * payload["cost"]["train_s"]
+
+
+def test_trials_on_a_busy_machine_show_memory_and_no_seconds(tmp_path):
+    three(tmp_path, 2.0, method="lora", change=starved)
+    three(tmp_path, 2.5, base=10, method="prompt", change=alone)
+    board = build_board(tmp_path)
+    (table,) = board.tables
+    text = render_markdown(board)
+    assert md_rows(text, "lora")[0].count("busy") == 2  # samples/s, seconds
+    assert "busy" not in md_rows(text, "prompt")[0]
+    assert any("lora (3 of 3 seeds)" in note and "--force" in note for note in table.notes)
+    frame = to_frame(board).set_index("method")
+    assert frame.loc["lora", ["train_samples_per_s", "train_s"]].isna().all()
+    assert frame.loc["lora", "peak_memory_bytes"] > 0
+    assert frame.loc["lora", "cost_busy_seeds"] == 3 and frame.loc["prompt", "cost_busy_seeds"] == 0
+
+
+def test_seconds_come_from_the_seeds_that_had_a_processor(tmp_path):
+    for seed in range(3):
+        put_record(tmp_path, seed=seed, change=starved if seed else alone)
+    (table,) = build_board(tmp_path).tables
+    assert (table.rows[0].train_s, table.rows[0].starved) == (12.0, 2)
+
+
 def test_cost_comes_from_the_seeds_that_had_a_gpu_for_themselves(tmp_path):
     for seed in range(3):
         put_record(

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from petlbench.harness.audit import AuditError
 from petlbench.harness.metrics import Ranks, recalls
 from petlbench.harness.record import path_of, read_record
 from petlbench.harness.trial import run_trial
+from petlbench.methods.full_finetune import FullFinetune
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -46,6 +48,20 @@ def test_record_tells_the_whole_story(tmp_path):
     assert record.provenance["packages"]["deepspeed"]
     weights = path_of(trial).with_name(record.artifacts["weights"])
     assert weights.stat().st_size == record.params.stored_bytes
+
+
+def test_time_in_which_nothing_was_computed_is_told(tmp_path, monkeypatch):
+    quick = run_trial(small_trial(tmp_path / "quick", "train.epochs=1")).cost
+    assert quick.train_cpu_s > 0
+    loss = FullFinetune.loss
+
+    def waits(self, model, batch):
+        time.sleep(3 * quick.train_s)
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(FullFinetune, "loss", waits)
+    slow = run_trial(small_trial(tmp_path / "slow", "train.epochs=1")).cost
+    assert slow.starved and slow.train_s > 3 * quick.train_s
 
 
 def test_the_same_spec_gives_the_same_numbers(tmp_path):
