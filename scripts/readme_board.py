@@ -1,6 +1,7 @@
 """Write the boards of ``results/`` into README.md, shortened: ``python scripts/readme_board.py``.
 
-Boards of real data sets come first; those of made-up ones follow, folded.
+Boards of real data sets come first, larger ones with their plot of mR against trained parameters (an SVG below
+``docs/images``); those of made-up sets follow, folded.
 
 ``--check`` writes nothing and ends with exit code 1 if the README is out of date.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import html
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tabulate import tabulate
@@ -16,12 +18,16 @@ from tabulate import tabulate
 from petlbench.leaderboard import text
 from petlbench.leaderboard.explain import FEW_SEEDS, SEEDS_OVERLAP, WITHIN_NOISE
 from petlbench.leaderboard.markdown import marks
+from petlbench.leaderboard.plots.write import FOLDER, caption, table_slugs, write_plots
 from petlbench.leaderboard.scoring import SHORTLISTED
 from petlbench.leaderboard.table import Board, Table, build_board
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- board -->", "<!-- end of board -->"
 HEADERS = ["method", "i2t R@1", "t2i R@1", "mR", "mR 95 %", "seeds", "trained", "train s", "scoring", "ms/query"]
+PICTURES = Path("docs", "images")
+PLOTTED = 4
+"""Rows from which a board has a plot."""
 KEYS = {
     WITHIN_NOISE: "within the noise of the test images from the best row",
     SEEDS_OVERLAP: "other seeds may change the order with the best row",
@@ -64,6 +70,15 @@ def folded(table: Table) -> str:
     return f"<details><summary>{html.escape(table.title)}</summary>\n\n{below}\n\n</details>"
 
 
+def picture(table: Table, slug: str) -> str:
+    """The line that shows its plot; empty for a small table."""
+    if len(table.rows) < PLOTTED:
+        return ""
+    return (
+        f"![{text.markdown(caption('parameters', table))}]({(PICTURES / FOLDER / slug / 'parameters.svg').as_posix()})"
+    )
+
+
 def is_toy_table(table: Table) -> bool:
     """Whether its scores come from a made-up domain."""
     return "Toy" in dict(table.facts)
@@ -79,7 +94,11 @@ def updated(readme: str, board: Board) -> str:
         raise ValueError(f"README.md: expected one line {START} and one line {END}; put them back around the board")
     head, tail = readme.split(START)[0], readme.split(END)[1]
     toys = [is_toy_table(table) for table in board.tables]
-    real = [short(table) for table, toy in zip(board.tables, toys, strict=True) if not toy]
+    real = [
+        f"{short(table)}\n\n{picture(table, slug)}".rstrip()
+        for table, slug, toy in zip(board.tables, table_slugs(board), toys, strict=True)
+        if not toy
+    ]
     made_up = [folded(table) for table, toy in zip(board.tables, toys, strict=True) if toy]
     inner = "\n\n".join(real + made_up)
     return f"{head}{START}\n{inner}\n{END}{tail}"
@@ -89,11 +108,14 @@ def main() -> None:
     """Write, or compare with ``--check``."""
     path = ROOT / "README.md"
     now = path.read_text(encoding="utf-8")
-    new = updated(now, build_board(ROOT / "results"))
+    board = build_board(ROOT / "results")
+    new = updated(now, board)
     if "--check" in sys.argv[1:]:
         if new != now:
             sys.exit("README.md: the board is out of date; run python scripts/readme_board.py")
         return
+    shown = [table for table in board.tables if not is_toy_table(table) and len(table.rows) >= PLOTTED]
+    write_plots(replace(board, tables=shown), ROOT / PICTURES, plots=["parameters"], kinds=["svg"])
     path.write_text(new, encoding="utf-8")
 
 
