@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from petlbench.harness.evaluation import adapter_of, check_same_backbone
 from petlbench.harness.parts import Built, Parts, assemble, build
 from petlbench.harness.record import Record, RecordError, read_record, write_atomically
 from petlbench.harness.retrial import Places, trial_of
-from petlbench.harness.spec import Trial
+from petlbench.harness.spec import Trial, canonical_json
 from petlbench.methods.backbones.base import Backbone, DualEncoder
 from petlbench.methods.backbones.exported import ENTRY, Alignment, Exported, TwoTowerShape
 from petlbench.methods.backbones.joint import describe_towers
@@ -104,7 +103,7 @@ def export_backbone(record_path: Path, out: Path, places: Places, *, force: bool
         two_tower=shape,
     )
     state = {name: tensor.detach().clone().contiguous() for name, tensor in _state(backbone).items()}
-    payload = save(state, metadata={ENTRY: _canonical(header)})
+    payload = save(state, metadata={ENTRY: canonical_json(header.model_dump(mode="json"))})
     with room_for("the exported backbone", out.parent, len(payload)):
         write_atomically(out, payload)
     scalars = sum(tensor.numel() for tensor in state.values())
@@ -198,7 +197,3 @@ def _alignment(record: Record, parts: Parts, path: Path) -> Alignment:
             **{name: packages.get(name) for name in ("petlbench", "torch", "transformers", "open_clip_torch")},
         },
     )
-
-
-def _canonical(header: Exported) -> str:
-    return json.dumps(header.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)

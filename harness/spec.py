@@ -48,14 +48,22 @@ def without_hashes(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     return given, hashes
 
 
-def canonical_sha256(value: Any) -> str:
-    """SHA-256 of a value's JSON without blanks, keys sorted; 64 hexadecimal digits.
+def canonical_json(value: Any) -> str:
+    """JSON without blanks, keys sorted: equal values, equal text.
 
     Raises:
         ValueError: A number is NaN or infinite.
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def canonical_sha256(value: Any) -> str:
+    """SHA-256 of :func:`canonical_json`; 64 hexadecimal digits.
+
+    Raises:
+        ValueError: A number is NaN or infinite.
+    """
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def file_name(backbone: str) -> str:

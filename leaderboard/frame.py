@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from petlbench.harness.record_scoring import SamplePart, TwoStagePart
-from petlbench.leaderboard.load import METRICS, canonical
+from petlbench.harness.spec import canonical_json
+from petlbench.leaderboard.load import METRICS
 from petlbench.leaderboard.pairs_frame import pairs_json
 from petlbench.leaderboard.row import Row, cost_conditions
 from petlbench.leaderboard.table import Board, Table
@@ -161,7 +162,7 @@ COLUMNS: dict[str, Cell] = {
     "cost_cached_features": _cost("cached features"),
     "records": lambda table, row: _joined(entry.name for entry in row.group.entries),
     "group": lambda table, row: row.group.key,
-    "spec_json": lambda table, row: canonical(row.group.identity["spec"]),
+    "spec_json": lambda table, row: canonical_json(row.group.identity["spec"]),
 }
 """Column name to the value of a row, in the order of the file."""
 

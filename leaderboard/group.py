@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from petlbench.leaderboard.load import Entry, canonical
+from petlbench.harness.spec import canonical_json
+from petlbench.leaderboard.load import Entry
 from petlbench.leaderboard.scoring import label
 
 UNTRAINED = "none"
@@ -49,8 +50,8 @@ class Setting:
         return cls(
             dataset=record.data.name,
             test_sha256=splits.pop("test"),
-            other_splits=canonical(splits),
-            backbone=canonical({part: record.backbone.get(part) for part in parts}),
+            other_splits=canonical_json(splits),
+            backbone=canonical_json({part: record.backbone.get(part) for part in parts}),
             rule=record.selection.rule,
             tie_rule=test.tie_rule,
             metric_version=test.metric_version,
@@ -98,7 +99,7 @@ def group_entries(entries: Iterable[Entry]) -> list[Group]:
         if entry.record.status != "ok":
             continue
         identity = _identity(entry)
-        text = canonical(identity)
+        text = canonical_json(identity)
         identities[text] = identity
         found[Setting.of(entry), text].append(entry)
     groups = []
@@ -137,7 +138,7 @@ def labels(groups: Sequence[Group]) -> dict[str, str]:
     for method, members in of_method.items():
         flat = {group.key: _flatten(group.identity) for group in members}
         keys = sorted({key for values in flat.values() for key in values})
-        differing = [key for key in keys if len({canonical(values.get(key)) for values in flat.values()}) > 1]
+        differing = [key for key in keys if len({canonical_json(values.get(key)) for values in flat.values()}) > 1]
         if "scoring" in differing:  # it tells the settings of a shortlist in one
             differing = [key for key in differing if not key.startswith(_SHORTLIST)]
         short = _shorten(differing)
@@ -193,4 +194,4 @@ def _describe(method: str, values: Mapping[str, Any], differing: Sequence[str], 
 def _value(values: Mapping[str, Any], key: str) -> str:
     if key not in values:
         return "unset"
-    return values[key] if isinstance(values[key], str) else canonical(values[key])
+    return values[key] if isinstance(values[key], str) else canonical_json(values[key])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from petlbench.harness.metrics import KS
 from petlbench.harness.record import Record, RecordError, find_records, ranks_path, read_record
+from petlbench.harness.spec import canonical_sha256
 from petlbench.leaderboard.collector import collector_paused
 
 METRICS = (*(f"{way}_r{k}" for way in ("i2t", "t2i") for k in KS), "mR")
@@ -112,11 +111,6 @@ def joined(*parts: Loaded) -> Loaded:
     return Loaded([e for part in parts for e in part.entries], [p for part in parts for p in part.problems])
 
 
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values, equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def _check(record: Record, path: Path) -> None:
     """Raise RecordError where a valid record cannot be placed on a board."""
     for key in ("dataset", "backbone", "method"):
@@ -124,7 +118,7 @@ def _check(record: Record, path: Path) -> None:
             raise RecordError(f"{path}: key `spec.{key}.name` is missing; {_AGAIN}")
     if "seed" not in record.spec:
         raise RecordError(f"{path}: key `spec.seed` is missing; {_AGAIN}")
-    digest = hashlib.sha256(canonical(record.spec).encode()).hexdigest()
+    digest = canonical_sha256(record.spec)
     if digest != record.spec_id:
         raise RecordError(
             f"{path}: key `spec_id` is {record.spec_id[:12]}..., but `spec` hashes to {digest[:12]}...: "
