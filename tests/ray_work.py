@@ -50,6 +50,26 @@ def logged(folder: Path) -> Iterator[Path]:
         yield folder
 
 
+@contextmanager
+def local_ray(cpus: int, gpus: int = 0) -> Iterator[None]:
+    """A Ray with so many cores and virtual GPUs within this block."""
+    import ray
+
+    from petlbench.harness.ray_session import quiet_ray
+
+    quiet_ray()
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        num_gpus=gpus,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
 def record_of(trial: Trial, ranks: Ranks) -> Record:
     """A good record of a trial that was not run."""
     payload = make_payload(ranks)

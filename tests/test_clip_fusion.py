@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from built_models import disturb
 from pydantic import ValidationError
 from torch import nn
 
@@ -35,16 +36,6 @@ def built(method, backbone, seed=0):
     trained = {*method.trainable(model), *names_in(model, backbone, backbone.new_parameters())}
     audit.freeze_all_but(model, trained, "clip_fusion")
     return model.eval()
-
-
-def disturb(model, seed=1):
-    """Move every trained tensor away from where it starts, among them the output layer's zero."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
 
 
 def crossed(method, model, images, tokens):

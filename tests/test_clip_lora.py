@@ -5,9 +5,10 @@ import json
 
 import pytest
 import torch
+from built_models import built, disturb
 from golden import openai_clip
 from golden.fill import filled, inputs
-from lora_parts import RANDOM, built, disturb, embed
+from lora_parts import RANDOM, embed
 from support import ROOT
 from torch import nn
 

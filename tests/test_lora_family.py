@@ -8,7 +8,8 @@ import warnings
 import peft
 import pytest
 import torch
-from lora_parts import RANDOM, built, disturb, embed
+from built_models import built, disturb
+from lora_parts import RANDOM, embed
 from safetensors.torch import save_file
 from torch import nn
 

@@ -28,14 +28,8 @@ def log(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_cores(log):
-    import ray
-
-    from petlbench.harness.ray_session import quiet_ray
-
-    quiet_ray()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    ray.shutdown()
+    with ray_work.local_ray(cpus=2):
+        yield
 
 
 def events(log, planned, kind):

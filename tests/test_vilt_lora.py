@@ -7,9 +7,10 @@ import warnings
 import peft
 import pytest
 import torch
+from built_models import built, disturb
 from safetensors.torch import save_file
 from transformers import ViltForImageAndTextRetrieval
-from vilt_forms import built, disturb, scores
+from vilt_forms import scores
 
 from petlbench.harness.contract_data import fake_batch
 from petlbench.methods.backbones.random_models import random_vilt

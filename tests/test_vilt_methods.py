@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from built_models import built, disturb
 from golden.fill import filled, inputs
 from pydantic import ValidationError
 from support import ROOT
-from vilt_forms import CLASSES, FORMS, built, disturb, of, scores
+from vilt_forms import CLASSES, FORMS, of, scores
 
 from petlbench.harness import audit
 from petlbench.harness.contract_data import FALSE_CAPTIONS, fake_batch
