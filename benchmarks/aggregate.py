@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from factories import make_payload, ranks_from
 
 from petlbench.harness.metrics import Ranks
-from petlbench.harness.record import RANKS_SUFFIX, find_records, record_path
+from petlbench.harness.record_files import RANKS_SUFFIX, find_records, record_path
 from petlbench.leaderboard.board import WRITERS, write_board
 from petlbench.leaderboard.collector import collector_paused
 from petlbench.leaderboard.load import load_records

@@ -176,7 +176,7 @@ def runs(names: list[str], asked: argparse.Namespace) -> list[dict[str, Any]]:
     """``benchmark run`` over the methods, one on the GPU at a time and packed: seconds and what became of the trials."""
     from step_cost import OWN_WEIGHTS
 
-    from petlbench.harness.record import find_records, read_record
+    from petlbench.harness.record_files import find_records, read_record
 
     found = []
     own = asked.backbone in OWN_WEIGHTS

@@ -15,8 +15,10 @@ from petlbench.harness import adapters
 from petlbench.harness.disk import room_for
 from petlbench.harness.encode import inference
 from petlbench.harness.evaluation import adapter_of, check_same_backbone
+from petlbench.harness.json_files import RecordError, write_atomically
 from petlbench.harness.parts import Built, Parts, assemble, build
-from petlbench.harness.record import Record, RecordError, read_record, write_atomically
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import read_record
 from petlbench.harness.retrial import Places, trial_of
 from petlbench.harness.spec import Trial, canonical_json
 from petlbench.methods.backbones.base import Backbone, DualEncoder

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from petlbench.harness.disk import room_for
 from petlbench.harness.engine import Engine, TrainingError
-from petlbench.harness.record import write_atomically
+from petlbench.harness.json_files import write_atomically
 
 _STATE = "state.json"
 _BEST = "best.safetensors"

@@ -23,7 +23,7 @@ from petlbench.errors import PetlbenchError
 from petlbench.harness.failure import first_line
 from petlbench.harness.leftovers import remove_written, written
 from petlbench.harness.parcels import pack, unpack, write_files
-from petlbench.harness.record import path_of
+from petlbench.harness.record_files import path_of
 from petlbench.harness.resources import GIB, Resources
 from petlbench.harness.shares import Node
 from petlbench.harness.spec import Paths, Trial

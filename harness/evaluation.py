@@ -12,11 +12,13 @@ import torch
 from petlbench.harness import adapters
 from petlbench.harness.device import choose_device, device_name, tune_process
 from petlbench.harness.evaluate import Evaluated, metrics_part
+from petlbench.harness.json_files import RecordError
 from petlbench.harness.metrics import METRIC_VERSION
 from petlbench.harness.parts import Built, Parts, assemble, build
 from petlbench.harness.provenance import now, provenance
 from petlbench.harness.ranking import Ranking
-from petlbench.harness.record import MetricsPart, Record, RecordError, read_record
+from petlbench.harness.record import MetricsPart, Record
+from petlbench.harness.record_files import read_record
 from petlbench.harness.retrial import Places, trial_of
 from petlbench.harness.spec import Trial
 from petlbench.methods import registry

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from petlbench.harness.provenance import provenance
-from petlbench.harness.record import ErrorPart, MethodPart, Record, good_record, write_record
+from petlbench.harness.record import ErrorPart, MethodPart, Record
+from petlbench.harness.record_files import good_record, write_record
 from petlbench.harness.spec import Trial
 
 

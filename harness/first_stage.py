@@ -16,7 +16,7 @@ from petlbench.harness.evaluate import embeddings
 from petlbench.harness.kept import keep
 from petlbench.harness.parts import Parts, assemble, build
 from petlbench.harness.query_cost import encoding_s
-from petlbench.harness.record import read_record
+from petlbench.harness.record_files import read_record
 from petlbench.harness.spec import FirstStage
 from petlbench.methods.backbones.base import DualEncoder
 

@@ -11,8 +11,10 @@ from petlbench.datasets.captions import cleaned
 from petlbench.datasets.load import load
 from petlbench.datasets.registry import load_card
 from petlbench.datasets.split import DataError, Split
+from petlbench.harness.json_files import RecordError
 from petlbench.harness.metrics import METRIC_VERSION, Ranks, recalls
-from petlbench.harness.record import Record, RecordError, ranks_path, read_record
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import ranks_path, read_record
 from petlbench.harness.spec import without_hashes
 
 if TYPE_CHECKING:

@@ -128,7 +128,7 @@ class Ranks:
             DiskFull: There is no room; an older file stands.
         """
         from petlbench.harness.disk import room_for
-        from petlbench.harness.record import write_atomically
+        from petlbench.harness.json_files import write_atomically
 
         held: dict[str, NDArray | None] = {item.name: getattr(self, item.name) for item in fields(self)}
         arrays = {name: array for name, array in held.items() if array is not None}

@@ -177,7 +177,8 @@ def write_files(files: Sequence[tuple[str, bytes]], root: Path) -> None:
     Raises:
         ParcelError: A name leads out of the folder.
     """
-    from petlbench.harness.record import RECORD_SUFFIX, write_atomically
+    from petlbench.harness.json_files import write_atomically
+    from petlbench.harness.record_files import RECORD_SUFFIX
 
     for name, content in sorted(files, key=lambda file: file[0].endswith(RECORD_SUFFIX) and file[0].count("/") == 2):
         place = root / name

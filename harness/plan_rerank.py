@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from petlbench.datasets.registry import is_path, load_card
 from petlbench.datasets.split import Split
 from petlbench.harness.experiment import Experiment, ExperimentError
-from petlbench.harness.record import read_record
+from petlbench.harness.record_files import read_record
 from petlbench.harness.resolve import PATH_OPTIONS, absolute
 from petlbench.harness.spec import OWN, FirstStage, ProtocolConfig
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from petlbench.datasets.cache import cache_folder
 from petlbench.errors import PetlbenchError
-from petlbench.harness.record import write_atomically
+from petlbench.harness.json_files import write_atomically
 from petlbench.harness.resources import GIB, ResourceError, Resources
 from petlbench.harness.shares import Measured
 from petlbench.harness.spec import Trial, canonical_sha256

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import tempfile
 import traceback
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from petlbench.errors import PetlbenchError
-from petlbench.harness.disk import room_for
+from petlbench.harness.json_files import RecordError
 from petlbench.harness.record_scoring import Part, QueryPart, TwoStagePart
-from petlbench.harness.spec import Trial, file_name
 
 SCHEMA: Literal[1] = 1
-RECORD_SUFFIX = ".json"
-RANKS_SUFFIX = ".ranks.npz"
-
-M = TypeVar("M", bound=BaseModel)
-
-
-class RecordError(PetlbenchError):
-    """A record is unreadable, invalid or of an unknown version."""
 
 
 class MethodPart(Part):
@@ -218,133 +203,6 @@ class Record(Part):
         return value
 
 
-def record_path(root: Path, spec: dict[str, Any], spec_id: str) -> Path:
-    """``ROOT/<dataset>/<method>/<backbone>-s<seed>-<first 8 of spec_id>.json``."""
-    name = f"{file_name(str(spec['backbone']['name']))}-s{spec['seed']}-{spec_id[:8]}{RECORD_SUFFIX}"
-    return root / spec["dataset"]["name"] / spec["method"]["name"] / name
-
-
-def ranks_path(path: Path, record: Record) -> Path:
-    """The file of ranks that lies beside a record."""
-    named = record.artifacts.get("ranks")
-    return path.with_name(Path(named).name if named else path.name.removesuffix(RECORD_SUFFIX) + RANKS_SUFFIX)
-
-
-def path_of(trial: Trial) -> Path:
-    """Where the record of a trial lies or will lie."""
-    return record_path(Path(trial.paths.results), trial.spec.model_dump(mode="json"), trial.spec.spec_id)
-
-
-def write_record(record: Part, path: Path) -> Path:
-    """Write atomically: a temporary file beside ``path``, flushed to disk, then renamed over it.
-
-    Raises:
-        RecordError: A number is NaN or infinite (not valid JSON); the message names its key. Nothing is written.
-        DiskFull: There is no room; an older record stands.
-        OSError: The folder cannot be written.
-    """
-    # Looked for before the dump to JSON types, which turns NaN inside free-form parts (spec, provenance) into null.
-    if key := _nan_at(record.model_dump()):
-        raise RecordError(
-            f"record for {path}: key `{key}` is NaN or infinite, expected a finite number or null; "
-            "the trial diverged or a measurement failed, so record it as failed"
-        )
-    payload = json_bytes(record.model_dump(mode="json"))
-    with room_for("a record", path.parent, len(payload)):
-        write_atomically(path, payload)
-    return path
-
-
-def json_bytes(payload: Any) -> bytes:
-    """JSON as it is kept in files: one key a line, sorted, so that versions can be compared.
-
-    Raises:
-        ValueError: A number is NaN or infinite.
-    """
-    return f"{json.dumps(payload, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)}\n".encode()
-
-
-def write_atomically(path: Path, payload: bytes) -> None:
-    """Write bytes so that a reader sees the old file or the whole new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def stamp(path: Path) -> str | None:
-    """Tells one version of a file from another, by equality alone: clocks may jump. None where there is no file."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return f"{found.st_mtime_ns}-{found.st_ino}-{found.st_size}"
-
-
-def read_record(path: Path) -> Record:
-    """Read, migrate and validate one record.
-
-    Raises:
-        RecordError: Naming the file, the key, what was found and what to do.
-    """
-    hint = "move it away (the trial will run again), or restore it from version control"
-    payload = read_json(path, hint)
-    if not isinstance(payload, dict) or "schema_version" not in payload:
-        raise RecordError(f"{path}: no key `schema_version`, so this is not a petlbench record; {hint}")
-    return validated(Record, migrate(payload, path), path, hint)
-
-
-def read_json(path: Path, hint: str) -> Any:
-    """What a file holds.
-
-    Args:
-        path: The file.
-        hint: What to do where it is damaged.
-
-    Raises:
-        RecordError: It is no JSON.
-        OSError: It cannot be read.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: not a JSON record ({error}); {hint}") from error
-
-
-def validated(model: type[M], payload: Any, path: Path, hint: str) -> M:
-    """The content of a JSON file as a model.
-
-    Raises:
-        RecordError: Naming the file, the key, what was found and, by ``hint``, what to do.
-    """
-    if key := _nan_at(payload):  # Python's reader takes NaN and 1e999, which JSON does not have
-        raise RecordError(f"{path}: key `{key}` is NaN or infinite, expected a finite number or null; {hint}")
-    try:
-        return model.model_validate(payload)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        found = "" if first["type"] == "missing" else f" (found {repr(first['input'])[:80]})"
-        raise RecordError(f"{path}: key `{where}`: {first['msg']}{found}; {hint}") from error
-
-
-def good_record(path: Path, trial: Trial) -> Record | None:
-    """The record at ``path`` if it is a finished one of this very trial."""
-    try:
-        record = read_record(path)
-    except (OSError, RecordError):
-        return None  # absent or unusable: the trial runs
-    return record if record.status == "ok" and record.spec_id == trial.spec.spec_id else None
-
-
 MIGRATIONS: dict[int, Any] = {}
 """One function per old schema version, from its payload to the next version's."""
 
@@ -366,41 +224,3 @@ def migrate(payload: dict[str, Any], path: Path) -> dict[str, Any]:
         payload = MIGRATIONS[version](payload)
         version = payload["schema_version"]
     return payload
-
-
-def find_records(root: Path) -> Iterator[Path]:
-    """Record files ``root/*/*/*.json``, sorted; hidden files and the folders ``schema`` and ``boards`` are left out."""
-    if not root.is_dir():
-        return
-    for path in sorted(root.glob("*/*/*" + RECORD_SUFFIX)):
-        relative = path.relative_to(root)
-        if not any(part.startswith(".") for part in relative.parts) and relative.parts[0] not in {"schema", "boards"}:
-            yield path
-
-
-def _nan_at(payload: Any) -> str:
-    """The key of the first NaN or infinity, ``""`` where there is none; keys are only spelled out where there is one."""
-    return "" if _finite((payload,)) else _first_nan(payload)
-
-
-def _finite(values: Iterable[Any]) -> bool:
-    for value in values:
-        if isinstance(value, float):
-            if not math.isfinite(value):
-                return False
-        elif isinstance(value, dict):
-            if not _finite(value.values()):
-                return False
-        elif isinstance(value, list | tuple) and not _finite(value):
-            return False
-    return True
-
-
-def _first_nan(value: Any, place: str = "") -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return place or "."
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, inner in items:
-        if found := _first_nan(inner, f"{place}.{key}".lstrip(".")):
-            return found
-    return ""

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from petlbench.harness.experiment import ExperimentError
-from petlbench.harness.record import Record, RecordError, find_records, path_of, read_record, stamp
+from petlbench.harness.json_files import RecordError, stamp
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import find_records, path_of, read_record
 from petlbench.harness.spec import Trial
 
 RECORDED = "recorded"
@@ -24,7 +26,7 @@ class Planned:
     """``recorded`` (skipped), ``failed before`` or ``to run``."""
     note: str = ""
     before: str | None = None
-    """:func:`petlbench.harness.record.stamp` of what lay there; a good record with another one was made since by another run."""
+    """:func:`petlbench.harness.json_files.stamp` of what lay there; a good record with another was made since, by another run."""
 
 
 def state_of(trial: Trial, force: bool) -> Planned:

@@ -12,9 +12,11 @@ from pydantic import ValidationError
 from petlbench.datasets.registry import load_card
 from petlbench.harness.adapters import About
 from petlbench.harness.experiment import EMBEDDED, ExperimentError, load_experiment, parse_assignment
+from petlbench.harness.json_files import RecordError
 from petlbench.harness.plan import make_plan
 from petlbench.harness.provenance import command_line
-from petlbench.harness.record import Record, RecordError, find_records, read_record
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import find_records, read_record
 from petlbench.harness.resolve import HASHED, METHOD_FILES, PATH_OPTIONS, WEIGHT_OPTIONS, content_sha256
 from petlbench.harness.spec import OWN, FirstStage, Paths, Trial, TrialSpec, canonical_sha256
 from petlbench.methods import registry

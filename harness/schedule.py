@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from petlbench.harness.disk import DiskFull
 from petlbench.harness.distributed.workers import TUNE_SHARE
 from petlbench.harness.failure import error_in, first_line, report_of, write_failure
+from petlbench.harness.json_files import stamp
 from petlbench.harness.progress import Display
 from petlbench.harness.provenance import now
 from petlbench.harness.ray_session import ray_session
-from petlbench.harness.record import ErrorPart, Record, good_record, path_of, read_record, stamp
+from petlbench.harness.record import ErrorPart, Record
+from petlbench.harness.record_files import good_record, path_of, read_record
 from petlbench.harness.recorded import Planned
 from petlbench.harness.relay import name_of, place_of, relay, scratch_name
 from petlbench.harness.resources import Resources

@@ -6,7 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from petlbench.harness.record import SCHEMA, Record, write_atomically
+from petlbench.harness.json_files import write_atomically
+from petlbench.harness.record import SCHEMA, Record
 from petlbench.harness.record_scoring import Part
 from petlbench.harness.transfer_record import TRANSFER_VERSION, TransferRecord
 

@@ -17,8 +17,10 @@ from petlbench.harness import metrics
 from petlbench.harness.device import device_name
 from petlbench.harness.evaluate import metrics_part, split_part
 from petlbench.harness.evaluation import finished, rebuild
+from petlbench.harness.json_files import RecordError
 from petlbench.harness.provenance import command_line, now, provenance
-from petlbench.harness.record import RANKS_SUFFIX, Record, RecordError, read_record, record_path
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import RANKS_SUFFIX, read_record, record_path
 from petlbench.harness.spec import OWN
 from petlbench.harness.transfer_record import (
     LeftOut,

@@ -8,15 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from petlbench.harness.record import (
-    MetricsPart,
-    Record,
-    RecordError,
-    SplitPart,
-    read_json,
-    validated,
-    write_record,
-)
+from petlbench.harness.json_files import RecordError, read_json, validated
+from petlbench.harness.record import MetricsPart, Record, SplitPart
+from petlbench.harness.record_files import write_record
 from petlbench.harness.record_scoring import Part
 from petlbench.harness.spec import canonical_sha256, file_name
 
@@ -105,7 +99,7 @@ def transfer_path(root: Path, source: Record, target: str, transfer_id: str) -> 
 
 
 def write_transfer(record: TransferRecord, path: Path) -> Path:
-    """Write like a record; see :func:`petlbench.harness.record.write_record`."""
+    """Write like a record; see :func:`petlbench.harness.record_files.write_record`."""
     return write_record(record, path)
 
 

@@ -30,6 +30,7 @@ from petlbench.harness.distributed.workers import in_workers, lost_worker
 from petlbench.harness.evaluate import metrics_part, split_part
 from petlbench.harness.failure import write_failure
 from petlbench.harness.fit import Task, false_captions, fit
+from petlbench.harness.json_files import stamp
 from petlbench.harness.kept import NOTHING, keep
 from petlbench.harness.leftovers import remove_half_written, work_folder
 from petlbench.harness.oom import memory_advice
@@ -37,7 +38,6 @@ from petlbench.harness.parts import Built, Parts, assemble, build
 from petlbench.harness.provenance import now, provenance
 from petlbench.harness.ranking import Ranking
 from petlbench.harness.record import (
-    RANKS_SUFFIX,
     CostPart,
     DataPart,
     EpochPart,
@@ -46,11 +46,8 @@ from petlbench.harness.record import (
     ParamsPart,
     Record,
     SelectionPart,
-    good_record,
-    path_of,
-    stamp,
-    write_record,
 )
+from petlbench.harness.record_files import RANKS_SUFFIX, good_record, path_of, write_record
 from petlbench.harness.spec import Trial
 from petlbench.methods import registry
 from petlbench.methods.base import Method, count
@@ -102,7 +99,7 @@ def run_trial(
     Args:
         trial: What to run.
         report: Called after every epoch.
-        seen: :func:`petlbench.harness.record.stamp` of the record that is to be replaced, None where there was none: a good one
+        seen: :func:`petlbench.harness.json_files.stamp` of the record that is to be replaced, None where there was none: a good one
             with another stamp was written since, by another process, and is taken. By default the present one.
 
     Raises:

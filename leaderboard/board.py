@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from petlbench.harness.record import write_atomically
+from petlbench.harness.json_files import write_atomically
 from petlbench.leaderboard.collector import collector_paused
 from petlbench.leaderboard.csv_writer import render_csv, render_pairs
 from petlbench.leaderboard.explain import Options

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from petlbench.harness.json_files import RecordError
 from petlbench.harness.metrics import KS
-from petlbench.harness.record import Record, RecordError, find_records, ranks_path, read_record
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import find_records, ranks_path, read_record
 from petlbench.harness.spec import canonical_sha256
 from petlbench.leaderboard.collector import collector_paused
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from petlbench.errors import PetlbenchError
+from petlbench.harness.json_files import json_bytes, write_atomically
 from petlbench.harness.metrics import Ranks
-from petlbench.harness.record import SCHEMA, json_bytes, record_path, write_atomically
+from petlbench.harness.record import SCHEMA
+from petlbench.harness.record_files import record_path
 from petlbench.leaderboard.load import Entry
 from petlbench.leaderboard.results_diff import changes
 from petlbench.leaderboard.results_validate import validate

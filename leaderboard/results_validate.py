@@ -11,15 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from petlbench.harness.record import (
-    RANKS_SUFFIX,
-    RECORD_SUFFIX,
-    SCHEMA,
-    RecordError,
-    find_records,
-    read_record,
-    record_path,
-)
+from petlbench.harness.json_files import RecordError
+from petlbench.harness.record import SCHEMA
+from petlbench.harness.record_files import RANKS_SUFFIX, RECORD_SUFFIX, find_records, read_record, record_path
 from petlbench.harness.spec import TrialSpec
 from petlbench.leaderboard.entry_ranks import disagreements, read_ranks
 from petlbench.leaderboard.load import Entry, Problem, joined, load_records

@@ -29,7 +29,7 @@ from pathlib import Path
 import psutil
 from soak_audit import Found, audit, results
 
-from petlbench.harness.record import find_records, read_record
+from petlbench.harness.record_files import find_records, read_record
 
 MARK = "PETLBENCH_SOAK"
 """In the environment of a command and of all that it starts, Ray's own processes among them."""

@@ -10,7 +10,8 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
-from petlbench.harness.record import Record, find_records, read_record
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import find_records, read_record
 
 Results = dict[str, tuple[Record, Path]]
 """By ``spec_id``."""

@@ -24,7 +24,7 @@ from soak_audit import Found, audit, difference, results
 from petlbench.harness.experiment import load_experiment
 from petlbench.harness.leftovers import work_folder
 from petlbench.harness.plan import make_plan
-from petlbench.harness.record import good_record
+from petlbench.harness.record_files import good_record
 from petlbench.harness.spec import Trial
 from petlbench.harness.trial import run_trial
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from petlbench.harness.metrics import METRIC_VERSION, RULES, Ranks, recalls
-from petlbench.harness.record import Record, record_path, write_record
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import record_path, write_record
 
 IMAGES, PER_IMAGE = 40, 5
 CEILING = {"t2i_r1": 99.5, "t2i_r5": 100.0, "t2i_r10": 100.0}

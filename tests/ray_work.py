@@ -18,7 +18,8 @@ from rich.console import Console
 from petlbench.harness.leftovers import work_folder
 from petlbench.harness.metrics import Ranks
 from petlbench.harness.progress import PlainDisplay
-from petlbench.harness.record import Record, path_of, write_record
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import path_of, write_record
 from petlbench.harness.spec import Trial
 
 EPOCHS = 3

@@ -15,7 +15,7 @@ from small_trials import small_trial
 from petlbench.harness import backbone_export
 from petlbench.harness.adapters import load_adapter
 from petlbench.harness.parts import assemble, build
-from petlbench.harness.record import find_records, read_record
+from petlbench.harness.record_files import find_records, read_record
 from petlbench.harness.retrial import Places, trial_of
 from petlbench.harness.trial import run_trial
 from petlbench.methods.backbones.exported import ENTRY, Exported, read_header

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from petlbench.errors import PetlbenchError
 from petlbench.harness.experiment import load_experiment
 from petlbench.harness.plan import make_plan
-from petlbench.harness.record import read_record
+from petlbench.harness.record_files import read_record
 from petlbench.harness.trial import run_trial
 
 ONE_EPOCH = ("train.epochs=1", "train.batch_size=4")

@@ -17,7 +17,7 @@ from small_trials import forget_answers, small_trial
 from petlbench.harness.breakdown import make_breakdown
 from petlbench.harness.metrics import Ranks, recalls
 from petlbench.harness.ranks import rank_scores
-from petlbench.harness.record import find_records
+from petlbench.harness.record_files import find_records
 from petlbench.harness.retrial import Places
 from petlbench.harness.trial import run_trial
 from petlbench.leaderboard.breakdown import (

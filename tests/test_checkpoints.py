@@ -16,7 +16,7 @@ from support import ROOT
 
 from petlbench.harness.checkpoint import Checkpoints
 from petlbench.harness.leftovers import clear_finished, remove_half_written, scratch_folder, work_folder
-from petlbench.harness.record import path_of
+from petlbench.harness.record_files import path_of
 from petlbench.harness.trial import run_trial
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone", "one_cache")

@@ -14,7 +14,8 @@ from support import ROOT
 import petlbench
 from petlbench.datasets.registry import list_cards
 from petlbench.harness.cli import app as cli_app
-from petlbench.harness.record import Record, write_record
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import write_record
 from petlbench.harness.schedule import Outcome
 
 HEAVY = (

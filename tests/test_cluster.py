@@ -24,7 +24,7 @@ from petlbench.harness.cluster import ClusterError, inputs
 from petlbench.harness.experiment import load_experiment
 from petlbench.harness.parcels import ParcelError, pack, unpack, write_files
 from petlbench.harness.plan import make_plan
-from petlbench.harness.record import read_record
+from petlbench.harness.record_files import read_record
 from petlbench.harness.resources import Resources
 from petlbench.harness.schedule import run_trials
 from petlbench.harness.search.run import search

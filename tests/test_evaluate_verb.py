@@ -11,7 +11,7 @@ from cli_calls import call
 from safetensors.torch import load_file, save_file
 from small_trials import SETS, small_trial
 
-from petlbench.harness.record import find_records, read_record
+from petlbench.harness.record_files import find_records, read_record
 from petlbench.harness.trial import run_trial
 from petlbench.methods.backbones.random_models import random_clip
 

@@ -12,10 +12,10 @@ from small_trials import a_trial, same, tiny_backbone  # noqa: F401 (a fixture)
 from support import ROOT
 
 from petlbench.harness import checkpoint as checkpoint_module
-from petlbench.harness import record as record_module
+from petlbench.harness import json_files
 from petlbench.harness.disk import DiskFull, room_for, why_full
 from petlbench.harness.leftovers import work_folder
-from petlbench.harness.record import path_of, write_record
+from petlbench.harness.record_files import path_of, write_record
 from petlbench.harness.trial import run_trial
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone", "one_cache")
@@ -51,7 +51,7 @@ def test_a_full_disk_at_the_record_keeps_the_old_one(tmp_path, undisturbed, monk
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(record_module.os, "fsync", full)
+    monkeypatch.setattr(json_files.os, "fsync", full)
     with pytest.raises(DiskFull, match=rf"a record cannot be written to {tmp_path}: the disk is full \(\S+ \w+ wanted"):
         write_record(undisturbed.model_copy(update={"notes": ["new"]}), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -21,9 +21,11 @@ from petlbench.datasets.split import Split
 from petlbench.harness.gallery import Gallery, make_gallery, thumbnail
 from petlbench.harness.gallery_choose import Choice, GalleryError, choose
 from petlbench.harness.gallery_data import Told, tell
+from petlbench.harness.json_files import RecordError
 from petlbench.harness.metrics import Ranks, recalls
 from petlbench.harness.ranks import rank_scores
-from petlbench.harness.record import Record, RecordError, find_records
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import find_records
 from petlbench.harness.retrial import Places
 from petlbench.harness.trial import run_trial
 from petlbench.leaderboard.gallery_html import render_gallery

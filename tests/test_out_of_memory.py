@@ -6,7 +6,7 @@ from small_trials import Killed, a_trial, tiny_backbone  # noqa: F401 (a fixture
 
 from petlbench.harness import fit as fit_module
 from petlbench.harness.oom import OutOfMemory, is_out_of_memory
-from petlbench.harness.record import path_of, read_record
+from petlbench.harness.record_files import path_of, read_record
 from petlbench.harness.trial import run_trial
 from petlbench.methods.full_finetune import FullFinetune
 

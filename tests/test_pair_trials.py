@@ -12,7 +12,7 @@ from petlbench.harness.evaluation import evaluate_record
 from petlbench.harness.experiment import ExperimentError, load_experiment
 from petlbench.harness.pair_scores import ScoreError
 from petlbench.harness.plan import make_plan
-from petlbench.harness.record import path_of, read_record
+from petlbench.harness.record_files import path_of, read_record
 from petlbench.harness.retrial import Places
 from petlbench.harness.spec import ProtocolConfig, RerankConfig, TrialSpec
 from petlbench.harness.trial import run_trial

@@ -15,7 +15,8 @@ from petlbench.datasets.split import DataError
 from petlbench.errors import PetlbenchError
 from petlbench.harness.experiment import EMBEDDED, ExperimentError, load_experiment
 from petlbench.harness.plan import make_plan
-from petlbench.harness.record import Record, read_record, write_record
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import read_record, write_record
 from petlbench.harness.recorded import seconds_of
 from petlbench.harness.spec import Named, TrialSpec
 

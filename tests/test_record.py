@@ -10,15 +10,9 @@ from factories import edit, make_payload, put_record, reranks
 from support import ROOT
 
 from petlbench.harness import record as module
-from petlbench.harness.record import (
-    Record,
-    RecordError,
-    find_records,
-    read_record,
-    record_path,
-    write_atomically,
-    write_record,
-)
+from petlbench.harness.json_files import RecordError, write_atomically
+from petlbench.harness.record import Record
+from petlbench.harness.record_files import find_records, read_record, record_path, write_record
 from petlbench.harness.schemas import SHARED, schema_text
 
 SCHEMA_FILE = ROOT / "results" / "schema" / "record.v1.json"

@@ -10,7 +10,7 @@ from support import ROOT
 
 from petlbench.harness.engine import TrainingError
 from petlbench.harness.leftovers import work_folder
-from petlbench.harness.record import path_of, read_record
+from petlbench.harness.record_files import path_of, read_record
 from petlbench.harness.trial import run_trial
 from petlbench.methods.full_finetune import FullFinetune
 

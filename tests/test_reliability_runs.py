@@ -14,7 +14,7 @@ import ray_work
 from small_trials import small_plan
 from support import ROOT
 
-from petlbench.harness.record import find_records, read_record
+from petlbench.harness.record_files import find_records, read_record
 from petlbench.harness.resources import Resources
 from petlbench.harness.schedule import run_trials
 from petlbench.harness.signals import CLEANUP_S

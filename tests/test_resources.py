@@ -16,7 +16,7 @@ from petlbench.datasets.split import Split
 from petlbench.errors import PetlbenchError
 from petlbench.harness import cluster, probe
 from petlbench.harness.experiment import ExperimentError, load_experiment
-from petlbench.harness.record import read_record
+from petlbench.harness.record_files import read_record
 from petlbench.harness.resources import GIB, RETRIES, ResourceError, Resources
 from petlbench.harness.schedule import run_trials
 from petlbench.harness.shares import Measured, Node, shares, unit_part, with_machine

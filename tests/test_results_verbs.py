@@ -10,7 +10,7 @@ from cli_calls import call
 from factories import edit, make_ranks, put_failed, put_record, spec_hash, three
 from old_records import older, version_zero  # noqa: F401 (a fixture)
 
-from petlbench.harness.record import read_record
+from petlbench.harness.record_files import read_record
 from petlbench.leaderboard import results_merge
 from petlbench.leaderboard.results_validate import validate
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from petlbench.harness.record import find_records, read_record
+from petlbench.harness.record_files import find_records, read_record
 from petlbench.leaderboard.text import markdown
 from petlbench.methods import registry
 

@@ -4,7 +4,8 @@ import ray_work
 from factories import make_ranks
 from small_trials import share, small_plan, tiny_backbone  # noqa: F401 (a fixture)
 
-from petlbench.harness.record import ErrorPart, read_record, write_record
+from petlbench.harness.record import ErrorPart
+from petlbench.harness.record_files import read_record, write_record
 from petlbench.harness.resources import Resources
 from petlbench.harness.schedule import _account, _recorded_since
 

@@ -9,7 +9,7 @@ from small_trials import Killed, small_trial, tiny_backbone  # noqa: F401
 from petlbench.harness.experiment import load_experiment
 from petlbench.harness.leftovers import work_folder
 from petlbench.harness.ranking import Ranking
-from petlbench.harness.record import find_records
+from petlbench.harness.record_files import find_records
 from petlbench.harness.search.objective import search_trial
 from petlbench.harness.search.question import ask
 from petlbench.harness.trial import assemble, run_trial

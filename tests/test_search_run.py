@@ -12,7 +12,7 @@ import ray_work
 import yaml
 from support import ROOT
 
-from petlbench.harness.record import find_records, read_record
+from petlbench.harness.record_files import find_records, read_record
 from petlbench.harness.search.study import Study
 
 EPOCHS = 6

@@ -8,7 +8,7 @@ from search_parts import asked_for, open_study, put_trial
 from small_trials import small_plan, tiny_backbone  # noqa: F401
 
 from petlbench.harness.experiment import ExperimentError
-from petlbench.harness.record import read_record
+from petlbench.harness.record_files import read_record
 from petlbench.harness.recorded import RECORDED
 from petlbench.harness.search.tuned import BEST, write_best
 from petlbench.harness.trial import run_trial

@@ -14,7 +14,7 @@ from support import ROOT
 
 from petlbench.harness.gallery_data import open_split
 from petlbench.harness.metrics import Ranks, recalls
-from petlbench.harness.record import find_records, read_record
+from petlbench.harness.record_files import find_records, read_record
 from petlbench.harness.retrial import Places
 from petlbench.harness.transfer_record import find_transfers, identity, read_transfer
 from petlbench.harness.trial import run_trial
@@ -192,7 +192,7 @@ def test_a_full_disk_is_told(results, target, monkeypatch):
     def full(path, payload):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("petlbench.harness.record.write_atomically", full)
+    monkeypatch.setattr("petlbench.harness.json_files.write_atomically", full)
     called = call("transfer", next(find_records(results)), "--to", target, "--root", target.parent / "files")
     assert "the ranks cannot be written" in called.error
 

@@ -15,7 +15,7 @@ from petlbench.harness import ranking as ranking_module
 from petlbench.harness import trial as trial_module
 from petlbench.harness.audit import AuditError
 from petlbench.harness.metrics import Ranks, recalls
-from petlbench.harness.record import path_of, read_record
+from petlbench.harness.record_files import path_of, read_record
 from petlbench.harness.trial import run_trial
 from petlbench.methods.full_finetune import FullFinetune
 

@@ -9,7 +9,7 @@ from small_trials import small_plan
 
 from petlbench.harness.experiment import Resources
 from petlbench.harness.progress import PlainDisplay
-from petlbench.harness.record import read_record
+from petlbench.harness.record_files import read_record
 from petlbench.harness.schedule import run_trials
 from petlbench.harness.trial import run_trial
 

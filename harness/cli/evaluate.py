@@ -126,7 +126,7 @@ def _records(path: Path, places: Places, split: str, methods: list[str] | None, 
     import json
 
     from petlbench.harness.evaluation import evaluate_record
-    from petlbench.harness.record import RecordError
+    from petlbench.harness.json_files import RecordError
 
     paths = _found(path, methods) if path.is_dir() else [path]
     if not paths:
@@ -157,7 +157,8 @@ def _records(path: Path, places: Places, split: str, methods: list[str] | None, 
 
 def _found(folder: Path, methods: list[str] | None) -> list[Path]:
     """Finished records of a results folder; unreadable ones stay in, so that they are reported."""
-    from petlbench.harness.record import RecordError, find_records, read_record
+    from petlbench.harness.json_files import RecordError
+    from petlbench.harness.record_files import find_records, read_record
 
     found = []
     for path in find_records(folder):
@@ -227,7 +228,7 @@ def _weights(
 
     from petlbench.harness.adapters import read_about
     from petlbench.harness.evaluation import evaluate_adapter, evaluate_official
-    from petlbench.harness.record import write_atomically
+    from petlbench.harness.json_files import write_atomically
     from petlbench.harness.retrial import trial_for
 
     if official is not None:

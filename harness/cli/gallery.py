@@ -69,7 +69,7 @@ def gallery(
     from petlbench.harness.gallery import make_gallery
     from petlbench.harness.gallery_choose import WAYS
     from petlbench.harness.gallery_data import tell_each
-    from petlbench.harness.record import write_atomically
+    from petlbench.harness.json_files import write_atomically
     from petlbench.leaderboard.gallery_html import render_gallery
     from petlbench.leaderboard.gallery_png import draw_gallery
 

@@ -118,7 +118,7 @@ def results(
     as_json: Json = False,
 ) -> None:
     """Records in a results folder, failed ones too; a corrupt file is an error after the list."""
-    from petlbench.harness.record import RecordError
+    from petlbench.harness.json_files import RecordError
     from petlbench.leaderboard.load import load_records
 
     loaded = load_records(folder)

@@ -23,7 +23,7 @@ def need_folder(folder: Path) -> None:
     Raises:
         RecordError: It is not.
     """
-    from petlbench.harness.record import RecordError
+    from petlbench.harness.json_files import RecordError
 
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder; give the folder that `benchmark run` wrote with --results")

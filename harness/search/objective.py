@@ -13,8 +13,8 @@ from petlbench.harness import metrics
 from petlbench.harness.checkpoint import Checkpoints
 from petlbench.harness.evaluate import MAIN_RULE
 from petlbench.harness.failure import report_of
+from petlbench.harness.json_files import write_atomically
 from petlbench.harness.leftovers import work_folder
-from petlbench.harness.record import write_atomically
 from petlbench.harness.spec import Trial
 from petlbench.harness.trial import train_and_select
 

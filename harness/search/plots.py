@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from petlbench.harness.record import write_atomically
+from petlbench.harness.json_files import write_atomically
 from petlbench.harness.search import space as spaces
 from petlbench.harness.search.study import SearchedTrial, Study
 from petlbench.methods.base import Domain

@@ -10,8 +10,9 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
 from petlbench.errors import PetlbenchError
+from petlbench.harness.json_files import RecordError, json_bytes, validated, write_atomically
 from petlbench.harness.provenance import now
-from petlbench.harness.record import ErrorPart, RecordError, json_bytes, validated, write_atomically
+from petlbench.harness.record import ErrorPart
 from petlbench.harness.search.question import Asked, Question
 from petlbench.harness.spec import file_name
 from petlbench.methods import registry

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from petlbench.harness.record import write_atomically
+from petlbench.harness.json_files import write_atomically
 from petlbench.harness.search.study import SearchedTrial, Study
 
 _CHANGED = (

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from petlbench.datasets.split import DataError
 from petlbench.datasets.validation import checked, read_yaml
 from petlbench.harness.experiment import ExperimentError, flattened
+from petlbench.harness.json_files import write_atomically
 from petlbench.harness.provenance import now, packages
-from petlbench.harness.record import write_atomically
 from petlbench.harness.search import space as spaces
 from petlbench.harness.search.study import Study
 from petlbench.harness.spec import Named, TrialSpec, Tuning

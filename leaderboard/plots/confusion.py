@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from petlbench.harness.record import write_atomically
+from petlbench.harness.json_files import write_atomically
 from petlbench.leaderboard import text
 from petlbench.leaderboard.breakdown_text import DIRECTIONS, named
 from petlbench.leaderboard.plots.cells import cells_axes, colour_bar, paint, write_number

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from petlbench.harness.record import write_atomically
+from petlbench.harness.json_files import write_atomically
 from petlbench.leaderboard.html_writer import Figure as PageFigure
 from petlbench.leaderboard.plots import (
     critical_difference,
