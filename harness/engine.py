@@ -190,10 +190,13 @@ class Engine:
         """Load what :meth:`save` wrote; unpickles plain tensors and numbers only.
 
         Learning rate, weight decay and the like are the recipe's, not the checkpoint's, which may come from another recipe.
+        Buffers stay as the method built them here. None may change in training, which is audited; those that were computed,
+        such as the statistics of a random prior, differ in their last digits between machines and numbers of threads.
 
         Raises:
             TrainingError: The checkpoint is damaged or belongs to another model.
         """
+        own_buffers = {name: value.clone() for name, value in self._model.named_buffers()}
         with weights_only():
             try:
                 found, _ = self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
@@ -205,6 +208,8 @@ class Engine:
                 ) from error
         if found is None:
             raise TrainingError(f"checkpoint {folder} holds no engine state")
+        for name, value in self._model.named_buffers():
+            value.copy_(own_buffers[name])
         self._scheduler.base_lrs = [own["initial_lr"] for own in self._settings]
         factor = self._factor(self._scheduler.last_epoch)
         for group, own in zip(self._optimizer.param_groups, self._settings, strict=True):

@@ -149,6 +149,25 @@ def test_restored_engine_goes_on_exactly(tmp_path: Path, zero):
     again.close()
 
 
+def test_a_restored_engine_keeps_its_own_buffers(tmp_path: Path):
+    def with_statistics(value):
+        method, backbone, model, trainable = built("lora")
+        model.register_buffer("statistics", torch.full((3,), value))
+        return batches(backbone, 1)[0], model, trainable, engine_for(method, model, trainable, Recipe(batch_size=6))
+
+    batch, _, _, engine = with_statistics(1.0)
+    engine.step(batch)
+    engine.save(tmp_path)
+    engine.close()
+
+    # Another machine computes the same statistics to other last digits.
+    _, model, trainable, again = with_statistics(1.0 + 1e-6)
+    before = audit.frozen_hash(model, set(trainable))
+    again.restore(tmp_path)
+    assert audit.frozen_hash(model, set(trainable)) == before
+    again.close()
+
+
 class _Evil:
     def __init__(self, marker: Path):
         self.marker = marker
