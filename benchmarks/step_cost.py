@@ -1,7 +1,8 @@
 """What a training step of every method costs, as a ratio to full fine-tuning of the same backbone in the same run.
 
 Methods that score pairs are measured with their own number of false captions; on ``--backbone vilt-b32`` the ratio is to
-full fine-tuning of ViLT, with the same batch and false captions. Kept states of frozen towers count as computed.
+full fine-tuning of ViLT, with the same batch and false captions. What a trial keeps of frozen towers and side networks,
+where no augmentation changes the pictures, counts as computed.
 
 Each timing alternates with one of full fine-tuning, so that a slow minute of the machine hits both. Forward (with the
 loss), backward and optimiser step are timed apart; on a CPU in processor time of one thread, which neighbours disturb
@@ -123,7 +124,8 @@ def batch_of(backbone: Backbone, method: Method, model: nn.Module, rows: int, de
             states = method.image_states(model, images), method.text_states(model, candidates)
         return replace(batch, images=None, candidates=None, image_states=states[0], candidate_states=states[1])
     if not method.head_only:
-        return Batch(images, tokens, ids, ids)
+        with torch.no_grad():
+            return Batch(images, tokens, ids, ids, image_side=method.side_features(model, images))
     assert isinstance(backbone, DualEncoder)
     with torch.no_grad():
         pooled = backbone.image.pooled(images), backbone.text.pooled(tokens)

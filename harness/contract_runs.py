@@ -90,6 +90,7 @@ class BackboneRun:
             ("batch independence", self.batch_independence, False),
             ("text padding", self.text_padding, False),
             ("head_only", self.head_only, False),
+            ("side_features", self.side_features, False),
             ("save and load", self.save_and_load, False),
         )
 
@@ -127,6 +128,8 @@ class BackboneRun:
             raise ContractError(f"trains is False, yet trainable() names {', '.join(self.trainable[:5])}")
         self._start = {n: p.detach().clone() for n, p in self.model.named_parameters() if n in set(self.trainable)}
         self._frozen_before = audit.frozen_hash(self.model, set(self.trainable))
+        with inference(self.model, "fp32", _CPU):
+            self._side = self.method.side_features(self.model, self._inputs[0])
         return f"{len(self.trainable)} tensors" + (f", {len(new)} of them new joining heads" if new else "")
 
     def count(self) -> str:
@@ -277,6 +280,29 @@ class BackboneRun:
                 "into head_image and head_text, or set head_only = False"
             )
         return "cached features give the same loss"
+
+    def side_features(self) -> str:
+        """What is kept of pictures beside the towers stays as it is, and stands in for them everywhere."""
+        if self._side is None:
+            raise NotApplicable("there are none")
+        images, _ = self._inputs
+        with inference(self.model, "fp32", _CPU):
+            now = self.method.side_features(self.model, images)
+            image = self.method.encode_image_beside(self.model, images, now)
+            beside = replace(self.batch, image_side=now)
+            both = [float(_total(self.method.loss(self.model, b))) for b in (self.batch, beside)]
+        if now is None or not torch.equal(now, self._side):
+            raise ContractError(
+                "side_features() changed with training or differs between two calls, but the harness computes it once per "
+                "picture; leave out what is trained and what is random"
+            )
+        difference = _distance(image, self._image[: len(image)])
+        if difference > TOLERANCE or abs(both[0] - both[1]) > TOLERANCE * max(1.0, abs(both[0])):
+            raise ContractError(
+                f"with side_features() kept, image embeddings differ by {difference:.1e} and the loss is {both[1]:.6f} instead "
+                f"of {both[0]:.6f}; encode_image_beside() must give what encode_image() gives"
+            )
+        return "kept outputs give the same loss"
 
     def save_and_load(self) -> str:
         """The trained tensors, loaded into a model built anew, give the same embeddings."""

@@ -10,7 +10,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from petlbench.methods.backbones.base import DualEncoder, Tokens
-from petlbench.methods.base import Domain, Method, MethodConfig, Preset, Variant, parameters_under
+from petlbench.methods.base import Domain, MethodConfig, Preset, Variant, parameters_under
+from petlbench.methods.layers.frozen_image import FrozenImageTower
 from petlbench.methods.layers.prompts import (
     CROP_NOTE,
     OFFICIAL_CROP,
@@ -53,7 +54,7 @@ class _Conditional(nn.Module):
         return self.text_prompts + self.shift(condition)[:, None]
 
 
-class Cocoop(Method):
+class Cocoop(FrozenImageTower):
     """Text prompts that depend on the input through a two-layer network; both towers stay frozen.
 
     As published, the condition is the *image*: each caption then has another embedding for each picture, and ranking N

@@ -11,13 +11,13 @@ from petlbench.methods.backbones.base import DualEncoder, Tokens
 from petlbench.methods.base import (
     PE_RSITR,
     Domain,
-    Method,
     MethodConfig,
     Preset,
     Published,
     Variant,
     parameters_under,
 )
+from petlbench.methods.layers.frozen_image import FrozenImageTower
 from petlbench.methods.layers.prompts import (
     CROP_NOTE,
     OFFICIAL_CROP,
@@ -46,11 +46,11 @@ class CoopConfig(MethodConfig):
     positions: Positions = "auto"
 
 
-class Coop(Method):
+class Coop(FrozenImageTower):
     """Text prompts only: [start, context, caption, end]; both towers and everything else stay frozen.
 
-    CoOp learns a context for class names; here the captions take their place. The image tower is untouched, so no gradient
-    is computed in it.
+    CoOp learns a context for class names; here the captions take their place. The image tower is untouched, so each
+    picture goes through it once, not once an epoch.
     """
 
     title = "CoOp"

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from petlbench.harness.contract import check_method
 from petlbench.methods import registry
 from petlbench.methods.base import Domain, Method, MethodConfig, MethodError, Preset, Published, parameters_under
+from petlbench.methods.layers.frozen_image import FrozenImageTower
 from petlbench.methods.linear_probe import LinearProbe
 from petlbench.methods.pair import PairMethod
 from petlbench.methods.recipe import LossConfig
@@ -57,6 +58,8 @@ def test_builtin_methods_keep_the_contract(name):
         for promised in ("identity_start", "keeps_states" if pairs else "head_only"):
             assert ((promised, subjects[kind]) in kept) == getattr(cls, promised)
         assert (("training", subjects[kind]) in kept) == cls.trains
+        if name in ("pir", "pir_petl", "coop", "cocoop"):
+            assert ("side_features", subjects[kind]) in kept
 
 
 @pytest.mark.parametrize(
@@ -242,6 +245,26 @@ class ForgetsHeads(_Probe):
         return super().encode_image(model, images) + 1
 
 
+class TrainsItsSide(FrozenImageTower, _Probe):
+    """Trains a norm of the tower whose outputs it promises to be frozen."""
+
+    head_only = False
+    build, trainable, expected_trainable = (
+        ChangesTowers.build,
+        ChangesTowers.trainable,
+        ChangesTowers.expected_trainable,
+    )
+
+
+class ForgetsTheSide(FrozenImageTower, _Probe):
+    """Keeps outputs of the tower, then gives them away without the head."""
+
+    head_only = False
+
+    def encode_image_beside(self, model, images, side):
+        return self.encode_image(model, images) if side is None else self._dual(model).project_image(side) + 1
+
+
 class TwoZeros(_Probe):
     """Both factors start at zero: gradients exist and are zero for ever."""
 
@@ -308,6 +331,8 @@ class UnseededBuild(_Probe):
         (SeesPadding, "text padding", "padding tokens are cut off"),
         (ChangesTowers, "head_only", "pooled outputs are not those of the untouched"),
         (ForgetsHeads, "head_only", "head_image and head_text"),
+        (TrainsItsSide, "side_features", "changed with training"),
+        (ForgetsTheSide, "side_features", "encode_image_beside"),
         (TwoZeros, "training", "2 of 6 trained tensors have not moved .* a, b;"),
         (UnseededBuild, "save and load", "not repeatable"),
     ],

@@ -214,6 +214,20 @@ def test_cached_features_give_the_same_scores_as_pixels(tmp_path, method, monkey
     np.testing.assert_allclose([e.loss for e in pixels.curve], [e.loss for e in cached.curve], rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["coop", "cocoop"])
+def test_a_frozen_image_tower_sees_a_picture_once_and_the_scores_are_those_of_pixels(tmp_path, method, monkeypatch):
+    kept = run_trial(small_trial(tmp_path / "kept", method=method))
+    assert kept.cost.cached_features
+    from petlbench.methods.base import Method
+    from petlbench.methods.layers.frozen_image import FrozenImageTower
+
+    monkeypatch.setattr(FrozenImageTower, "side_features", Method.side_features)
+    pixels = run_trial(small_trial(tmp_path / "pixels", method=method))
+    assert not pixels.cost.cached_features
+    assert pixels.metrics["test"].recalls == pytest.approx(kept.metrics["test"].recalls)
+    np.testing.assert_allclose([e.loss for e in pixels.curve], [e.loss for e in kept.curve], rtol=1e-4)
+
+
 def test_augmentation_switches_the_feature_cache_off(tmp_path):
     record = run_trial(small_trial(tmp_path, "train.augmentation.horizontal_flip=0.5", method="linear_probe"))
     assert not record.cost.cached_features
