@@ -21,7 +21,7 @@ benchmark: setup
 	$(BIN)/benchmark run all-methods --results results/scratch
 
 test: setup
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow

@@ -19,17 +19,6 @@ settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
-# The files that start Ray's or other processes and then wait for them, longest first: begun early, they wait while the
-# other worker computes; begun last, they keep the whole suite waiting.
-LONG = ("run", "workers", "resources", "reliability_runs", "distributed", "search_population", "ls_methods", "cluster")
-LONG += ("search_run", "search_tuned", "backbone_export", "packaging", "trial", "pair_trials", "contract")
-
-
-def pytest_collection_modifyitems(items):
-    places = {f"test_{name}": place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
-
-
 @pytest.fixture
 def one_thread():
     """One torch thread: small operations only wait for each other on several, and sums keep their order."""
