@@ -39,7 +39,7 @@ def over_images(
 ) -> Tensor:
     """(N, D) fp32 outputs of ``encode`` for every picture of the split, on ``device``.
 
-    With ``side``, (N, S) kept outputs of a frozen side network, ``encode`` gets their rows as its second argument.
+    With ``side``, (N, S) kept outputs of a frozen network, ``encode`` gets their rows as its second argument.
     """
     from petlbench.harness.data import normalised
 

@@ -77,7 +77,7 @@ def pooled_features(data: SplitData, backbone: DualEncoder, precision: str, devi
 def side_features(
     data: SplitData, method: Method, model: nn.Module, backbone: Backbone, precision: str, device: torch.device
 ) -> Tensor | None:
-    """(N, S) output of a method's frozen side network for every picture, on the CPU; None where it has none.
+    """(N, S) output of ``method.side_features`` for every picture, on the CPU; None where it has none.
 
     Kept for the trial only: a random side network differs with the seed.
     """
@@ -88,7 +88,7 @@ def side_features(
     encode: Any = partial(method.side_features, model)
     with inference(model, precision, device):
         first = normalised(data.images.gather(range(1)).to(device), backbone)
-        if encode(first) is None:  # the form at hand trains the side network, or has none
+        if encode(first) is None:  # the form at hand trains that network, or has none
             return None
         return over_images(data, backbone, encode, device).cpu()
 

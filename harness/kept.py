@@ -23,7 +23,7 @@ class Kept:
 
     Attributes:
         pooled: Outputs of frozen towers, for methods that train heads only.
-        side: (N, S) outputs of a frozen side network, one row per picture.
+        side: (N, S) outputs of a frozen network (:meth:`Method.side_features`), one row per picture.
         states: States of pictures and captions, for methods that score pairs of them.
     """
 

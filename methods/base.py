@@ -107,7 +107,7 @@ class Batch:
         labels: (B,) int64 scene classes, -1 unknown, or None.
         image_pooled: (B, P_image) cached pooled outputs of a frozen image tower (head-only methods).
         text_pooled: (B, P_text) likewise.
-        image_side: (B, D) cached output of a frozen side network (:meth:`Method.side_features`).
+        image_side: (B, D) kept output of a frozen network for the pictures (:meth:`Method.side_features`).
         candidates: B * (1 + K) captions for methods that score pairs: each picture's own, then K others that are false for
             it, picture by picture.
         candidate_ids: (B, 1 + K) int64, equal for equal strings, in the same numbering as ``text_ids``.
@@ -236,7 +236,7 @@ class Method(ABC):
         return self.head_text(model, self._dual(model).text.pooled(tokens))
 
     def side_features(self, model: nn.Module, images: Tensor) -> Tensor | None:
-        """(B, D) output of a frozen network beside the towers; None where there is none.
+        """(B, D) output of a frozen network, beside the towers or the image tower itself; None where there is none.
 
         It depends on the pictures alone, so the harness computes it once per picture where no augmentation changes them.
         """

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
+import ray_work
 from rich.console import Console
 from small_trials import small_plan
 
@@ -33,13 +34,8 @@ class Breaks(FullFinetune):
 
 @pytest.fixture
 def two_cores():
-    ray = pytest.importorskip("ray")
-    from petlbench.harness.ray_session import quiet_ray
-
-    quiet_ray()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with ray_work.local_ray(cpus=2):
+        yield
 
 
 def test_two_ray_workers_give_the_record_of_one(tmp_path, two_cores, monkeypatch):
