@@ -67,8 +67,10 @@ def local_ray(cpus: int, gpus: int = 0) -> Iterator[None]:
         logging_level="ERROR",
         log_to_driver=False,
     )
-    yield
-    ray.shutdown()
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def record_of(trial: Trial, ranks: Ranks) -> Record:

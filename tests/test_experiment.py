@@ -6,9 +6,11 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import ROOT
 
 from petlbench.harness.experiment import EMBEDDED, ExperimentError, load_experiment, merged, parse_assignment
 from petlbench.methods.recipe import Recipe
+from petlbench.methods.registry import discover, resolve
 
 
 def write(folder, text):
@@ -41,6 +43,22 @@ def test_the_embedded_experiment_asks_for_all_methods_and_three_seeds_without_da
         and embedded.backbones == ["tiny-clip", "tiny-vilt"]
         and embedded.dataset.keys() == {"scenes"}
     )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_experiments_of_committed_records_ask_for_methods_there_are(path):
+    experiment = load_experiment(path)
+    assert resolve(experiment.methods, discover())
+    assert experiment.title and experiment.backbone.keys() <= set(experiment.backbones)
+
+
+def test_full_fine_tuning_on_rsicd_and_the_alignment_are_one_trial():
+    align, board = (
+        load_experiment(ROOT / "results" / "experiments" / f"rsicd_{name}.yaml") for name in ("align", "112px")
+    )
+    assert set(align.methods) <= set(board.methods) and set(align.seeds) <= set(board.seeds)
+    for part in ("datasets", "backbones", "backbone", "train", "method", "protocol", "engine", "preset"):
+        assert getattr(align, part) == getattr(board, part), part
 
 
 def test_file_options_and_assignments_mean_the_same(tmp_path):
