@@ -84,7 +84,7 @@ class Partial(Method):
             },
         ),
     }
-    space = {"method.blocks": Domain("choice", (1, 2, 4)), "train.lr": Domain("loguniform", (1e-6, 1e-3))}
+    space = {"method.blocks": Domain("choice", (1, 2, 3)), "train.lr": Domain("loguniform", (1e-6, 1e-3))}
 
     def refuse(self, backbone: DualEncoder) -> str | None:
         """Also where a tower has fewer blocks than are to be trained."""

@@ -1,5 +1,6 @@
 """Search spaces: checked, laid over a spec, turned into a grid; the settings of a search."""
 
+import itertools
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from petlbench.harness.search import space as spaces
 from petlbench.harness.search.question import ask
 from petlbench.harness.search.settings import DEFAULT_TRIALS, SearchConfig
 from petlbench.methods import registry
+from petlbench.methods.backbones.registry import load_backbone
 from petlbench.methods.base import Domain, MethodError
 from petlbench.methods.lora import Lora
 
@@ -31,6 +33,20 @@ def test_every_built_in_space_is_sound_and_whoever_trains_searches_its_learning_
         for preset in cls.presets.values():
             if "lr" in preset.train and name != "full_finetune":
                 assert isinstance(preset.train["lr"], float)
+
+
+def test_every_choice_of_a_built_in_space_fits_the_shipped_backbones():
+    shipped = [load_backbone("tiny-clip"), load_backbone("tiny-vilt")]
+    for name, source in registry.discover().items():
+        cls = registry.load(source)
+        towers = [backbone for backbone in shipped if backbone.provenance.kind in cls.kinds]
+        assert towers, name
+        choices = {key: domain.values for key, domain in cls.space.items() if domain.kind == "choice"}
+        for values in itertools.product(*choices.values()):
+            config = dict(zip(choices, values, strict=True))
+            options, _ = spaces.applied(config, cls, cls.Config().model_dump(mode="json"), {})
+            method = cls(cls.Config.model_validate(options))
+            assert all(method.refuse(backbone) is None for backbone in towers), (name, config)
 
 
 @pytest.mark.parametrize(
