@@ -37,8 +37,8 @@ class Called(NamedTuple):
         return self.err.removeprefix("error: ")
 
 
-def call(*arguments: str | Path) -> Called:
-    """Run ``benchmark ARGUMENTS`` through its entry point."""
+def call(*arguments: str | Path, columns: str | None = "200") -> Called:
+    """Run ``benchmark ARGUMENTS`` through its entry point, with COLUMNS set, or unset."""
     out, err = io.StringIO(), io.StringIO()
     code: Any = 0
     with (
@@ -47,8 +47,11 @@ def call(*arguments: str | Path) -> Called:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(sys, "argv", ["benchmark", *map(str, arguments)])
-        for name, value in (("COLUMNS", "200"), ("TERM", "dumb")):
-            patch.setenv(name, value)
+        patch.setenv("TERM", "dumb")
+        if columns:
+            patch.setenv("COLUMNS", columns)
+        else:
+            patch.delenv("COLUMNS", raising=False)
         try:
             main()
         except SystemExit as stop:

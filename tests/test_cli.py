@@ -200,6 +200,13 @@ def test_plan_tells_states_estimates_and_what_is_left_out(tmp_path):
     assert call("plan", "lora", "zero_shot", *where, "--force", "--json").json["to_run"] == 4
 
 
+def test_a_table_in_a_pipe_keeps_each_row_on_a_line_unless_columns_says_otherwise(tmp_path):
+    words = ("plan", "cross_modal_adapter", "--seed", "0", "--results", tmp_path, *SMALL_SCENES)
+    (row,) = (line for line in call(*words, columns=None).out.splitlines() if "to run  " in line)
+    assert row.split()[0] == "cross_modal_adapter"
+    assert "cross_modal_adapter" not in call(*words, columns="50").out
+
+
 def test_plan_warns_of_unreadable_records_of_other_trials_on_stderr_only(tmp_path):
     other = put_record(tmp_path)
     other.write_text("{")

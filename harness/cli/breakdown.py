@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from petlbench.harness.cli import options as o
+from petlbench.harness.cli.say import output
 
 if TYPE_CHECKING:
     from petlbench.harness.breakdown import Breakdown
@@ -74,14 +75,13 @@ def breakdown(
 
 
 def _show(found: Breakdown) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from petlbench.leaderboard import text
     from petlbench.leaderboard.breakdown_text import DIRECTIONS, INTERVALS, bounds, named, pairs
 
-    console = Console()
+    console = output()
     shown = _SHOWN if console.width >= _WIDE else _NARROW
 
     def say(line: str, style: str | None = None) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from petlbench.harness.cli.say import output
+
 cache = typer.Typer(help="List the cache folder, or clear parts of it.", no_args_is_help=True)
 
 
@@ -26,7 +28,6 @@ def ls(
     import json
     import time
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -63,7 +64,7 @@ def ls(
         if listed_small:
             size = says_size(sum(one.bytes for one in listed_small))
             table.add_row(name, f"{len(listed_small)} files", size, "", KINDS[name])
-    console = Console()
+    console = output()
     console.print(table)
     console.print(f"{says_size(sum(one.bytes for one in entries))} in {len(entries):,} entries", highlight=False)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petlbench.harness.cli.say import output
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -37,11 +39,9 @@ def check(
     sources = registry.discover(plugin or ())
     names = registry.resolve(wanted, sources)
 
-    from rich.console import Console
-
     from petlbench.harness.contract import check_method
 
-    console = Console()
+    console = output()
     failed = 0
     for name in names:
         checks = check_method(registry.load(sources[name]))

@@ -11,6 +11,7 @@ import typer
 
 from petlbench.harness.cli import options as o
 from petlbench.harness.cli.records import complain, fitting, need_folder
+from petlbench.harness.cli.say import output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,9 +61,7 @@ def compare_published(
 
         typer.echo(json.dumps([to_dict(one) for one in found], indent=1, ensure_ascii=False))
     else:
-        from rich.console import Console
-
-        _render(found, Console(), everything=wanted is not None)
+        _render(found, output(), everything=wanted is not None)
     if complain(loaded.problems):
         raise typer.Exit(2)
 

@@ -10,6 +10,7 @@ import typer
 
 from petlbench.harness.cli.data_options import Name, Root, Sets, advance, bars, options, settled
 from petlbench.harness.cli.doctor import doctor
+from petlbench.harness.cli.say import output
 
 data = typer.Typer(help="Prepare, examine and export data sets.", no_args_is_help=True)
 data.command("doctor")(doctor)
@@ -101,14 +102,12 @@ def export(
     Splits are written as they are read, with their order, so that their hashes stay. The files appear when all of them are
     complete, or not at all.
     """
-    from rich.console import Console
-
     from petlbench.datasets.load import load
 
     given = options(set_)
     card = settled(dataset, root, given)
     splits = load(card, root, **given)
-    console = Console()
+    console = output()
     with bars(console) as bar:
         tasks = {name: bar.add_task(name, total=len(split.images)) for name, split in splits.items()}
 

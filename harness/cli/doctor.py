@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from petlbench.harness.cli.data_options import Name, Root, Sets, advance, bars, options, settled
+from petlbench.harness.cli.say import output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,7 +92,7 @@ def doctor(
     if as_json:
         typer.echo(report.to_json())
     else:
-        render(report, Console())
+        render(report, output())
     if fix is not None:
         report = _fix(fix, report, splits, meant, root, select or (), seen, other, wanted, force)
     if not report.ok or (strict and any(one.severity == "warning" for one in report.findings)):

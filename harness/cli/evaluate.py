@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from petlbench.errors import PetlbenchError
-from petlbench.harness.cli.say import say_notes
+from petlbench.harness.cli.say import output, say_notes
 
 if TYPE_CHECKING:
     from petlbench.harness.evaluation import Comparison
@@ -191,11 +191,10 @@ def _row(compared: Comparison) -> dict[str, Any]:
 
 
 def _show(compared: Comparison) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    console = output()
     console.print(f"{compared.path} ({compared.split})", markup=False, highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for name in ("metric", "recorded", "now", "difference"):
@@ -249,10 +248,9 @@ def _weights(
 
 
 def _show_report(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = output()
     weights, spec, params = report["weights"], report["spec"], report["params"]
     lines = [
         f"{report['method']['title']} ({report['method']['name']}), {weights['kind']} {weights['file']}: "

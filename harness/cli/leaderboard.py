@@ -10,6 +10,7 @@ import typer
 
 from petlbench.harness.cli import options as o
 from petlbench.harness.cli.records import complain, need_folder
+from petlbench.harness.cli.say import output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,8 +45,6 @@ def leaderboard(
     The same records always give the same bytes. Unreadable records are
     reported, left out, and make the command fail.
     """
-    from rich.console import Console
-
     from petlbench.leaderboard.frame import to_json
     from petlbench.leaderboard.table import build_board
 
@@ -60,7 +59,7 @@ def leaderboard(
         typer.echo(to_json(board), nl=False)
         unreadable = complain(board.problems)
     else:
-        unreadable = publish(results, out or results, Console(), wanted, plots=plots)
+        unreadable = publish(results, out or results, output(), wanted, plots=plots)
     if unreadable and not skip_corrupt:
         raise typer.Exit(2)
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from petlbench.harness.cli.say import output
+
 ls = typer.Typer(help="List methods, datasets, backbones or results.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -20,7 +22,6 @@ def _print(rows: list[dict[str, Any]], as_json: bool, columns: list[str]) -> Non
 
         typer.echo(json.dumps(rows, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -29,7 +30,7 @@ def _print(rows: list[dict[str, Any]], as_json: bool, columns: list[str]) -> Non
         table.add_column(name, overflow="fold", no_wrap=name == columns[0])  # names are there to be copied
     for row in rows:
         table.add_row(*(Text("" if row[c] is None else str(row[c])) for c in columns))
-    Console().print(table)
+    output().print(table)
 
 
 @ls.command("methods")

@@ -9,7 +9,7 @@ import typer
 
 from petlbench.harness.cli import options as o
 from petlbench.harness.cli.portions import Portions, portions_of
-from petlbench.harness.cli.say import say_left_out, say_notes
+from petlbench.harness.cli.say import output, say_left_out, say_notes
 
 if TYPE_CHECKING:
     from petlbench.harness.plan import Plan
@@ -119,13 +119,12 @@ def _rows(made: Plan, times: dict[tuple[str, str, str], float], full: bool, port
 
 
 def _show(made: Plan, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from petlbench.harness.recorded import RECORDED
 
-    console = Console()
+    console = output()
     table = Table(box=None, pad_edge=False)
     for name in _COLUMNS:
         table.add_column(name, overflow="fold")

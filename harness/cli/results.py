@@ -10,6 +10,7 @@ import typer
 
 from petlbench.harness.cli import options as o
 from petlbench.harness.cli.records import complain, fitting, need_folder
+from petlbench.harness.cli.say import output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,9 +116,7 @@ def diff(
 
         typer.echo(json.dumps(to_dict(found, tolerance), indent=1, ensure_ascii=False))
     else:
-        from rich.console import Console
-
-        _render(found, a, b, tolerance, Console())
+        _render(found, a, b, tolerance, output())
     problems = [problem for side in loaded for problem in side.problems]
     if complain(problems):
         raise typer.Exit(2)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from petlbench.harness.cli import options as o
-from petlbench.harness.cli.say import say_left_out, say_notes
+from petlbench.harness.cli.say import output, say_left_out, say_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,9 +56,7 @@ def run(
         methods, experiment, dataset, backbone, seed, preset, sets, plugin, results, tuned, tuned_from, tracker
     )
 
-    from rich.console import Console
-
-    if code := execute(asked, Console(), force=force):
+    if code := execute(asked, output(), force=force):
         raise typer.Exit(code)
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_WIDE = 160
+"""Characters of a line where there is no terminal to keep to."""
+
+
+def output() -> Console:
+    """Standard output. In a pipe or a file tables keep their lines whole, unless ``COLUMNS`` gives a width."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_WIDE)
 
 
 def say_notes(console: Console, notes: Iterable[str]) -> None:

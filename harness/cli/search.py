@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from petlbench.harness.cli import options as o
-from petlbench.harness.cli.say import say_left_out
+from petlbench.harness.cli.say import output, say_left_out
 
 if TYPE_CHECKING:
     from rich import console as rich_console
@@ -111,9 +111,7 @@ def search(
             "leave the board for later with --no-run"
         )
 
-    from rich.console import Console
-
-    console = Console()
+    console = output()
     # Importing torch takes seconds: say so before silence.
     with console.status("planning"):
         from petlbench.harness.provenance import command_line
@@ -155,7 +153,6 @@ def search(
 
 def _summary(done: list[Searched], console: rich_console.Console) -> bool:
     """Print what was found; True where a study has no score at all."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -193,8 +190,7 @@ def _summary(done: list[Searched], console: rich_console.Console) -> bool:
             shown(best.config) if best else "none",
         )
         table.add_row(*map(Text, cells))
-    # Where there is no terminal there is no width to keep to.
-    (console if console.is_terminal else Console(file=console.file, width=160)).print(table)
+    console.print(table)
     for one in done:
         console.print(f"wrote {one.study.folder}", markup=False, highlight=False, soft_wrap=True)
     for study in empty:
