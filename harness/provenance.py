@@ -83,5 +83,11 @@ def _git() -> dict[str, Any] | None:
 
 
 def command_line() -> list[str]:
-    """The command as typed, the program without its folder."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    """The command as typed, but absolute paths without their folders: records are shared, a user's folders are not."""
+    return [Path(sys.argv[0]).name, *map(_without_folders, sys.argv[1:])]
+
+
+def _without_folders(word: str) -> str:
+    """``/home/me/sets/ucm`` becomes ``ucm``, ``dataset.ucm.root=/home/me/sets/ucm`` becomes ``dataset.ucm.root=ucm``."""
+    key, equals, value = ("", "", word) if word.startswith(("/", "~")) else word.partition("=")
+    return f"{key}{equals}{Path(value).name}" if Path(value).is_absolute() or value.startswith("~") else word

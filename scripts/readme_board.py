@@ -1,7 +1,7 @@
 """Write the boards of ``results/`` into README.md, shortened: ``python scripts/readme_board.py``.
 
-Boards of real data sets come first, larger ones with their plot of mR against trained parameters (an SVG below
-``docs/images``); those of made-up sets follow, folded.
+Boards of real data sets come first, those with most methods before others and with their plot of mR against trained parameters
+(an SVG below ``docs/images``); those of made-up sets follow, folded.
 
 ``--check`` writes nothing and ends with exit code 1 if the README is out of date.
 """
@@ -93,13 +93,11 @@ def updated(readme: str, board: Board) -> str:
     if readme.count(START) != 1 or readme.count(END) != 1:
         raise ValueError(f"README.md: expected one line {START} and one line {END}; put them back around the board")
     head, tail = readme.split(START)[0], readme.split(END)[1]
-    toys = [is_toy_table(table) for table in board.tables]
+    largest_first = sorted(zip(board.tables, table_slugs(board), strict=True), key=lambda pair: -len(pair[0].rows))
     real = [
-        f"{short(table)}\n\n{picture(table, slug)}".rstrip()
-        for table, slug, toy in zip(board.tables, table_slugs(board), toys, strict=True)
-        if not toy
+        f"{short(table)}\n\n{picture(table, slug)}".rstrip() for table, slug in largest_first if not is_toy_table(table)
     ]
-    made_up = [folded(table) for table, toy in zip(board.tables, toys, strict=True) if toy]
+    made_up = [folded(table) for table in board.tables if is_toy_table(table)]
     inner = "\n\n".join(real + made_up)
     return f"{head}{START}\n{inner}\n{END}{tail}"
 

@@ -52,6 +52,27 @@ def test_an_installed_package_has_no_commit(tmp_path, monkeypatch):
         module._git.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("lora", "lora"),
+        ("results/scratch", "results/scratch"),
+        ("train.epochs=5", "train.epochs=5"),
+        ("/home/me/out", "out"),
+        ("/home/me/a=b/out", "out"),
+        ("~/out", "out"),
+        ("--results=/home/me/out", "--results=out"),
+        ("dataset.ucm.root=/home/me/sets/ucm", "dataset.ucm.root=ucm"),
+        ("dataset.ucm.root=~/sets/ucm", "dataset.ucm.root=ucm"),
+        ("ViT-B-32:openai", "ViT-B-32:openai"),
+        ("hf:owner/name", "hf:owner/name"),
+    ],
+)
+def test_the_command_keeps_no_folders_of_its_user(monkeypatch, typed, kept):
+    monkeypatch.setattr(sys, "argv", ["/home/me/bin/benchmark", "run", typed])
+    assert module.command_line() == ["benchmark", "run", kept]
+
+
 def test_everything_is_plain_json_and_packages_have_versions(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/benchmark", "run", "lora"])
     found = module.provenance(module.now(), module.command_line())
