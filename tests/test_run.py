@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
+from petlbench.harness.experiment import EMBEDDED
 from petlbench.harness.record_files import find_records, read_record
 from petlbench.leaderboard.text import markdown
 from petlbench.methods import registry
@@ -61,13 +62,12 @@ class Failing(Method):
 
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory, cache):
-    """Every built-in method and a plugin that fails, one epoch, one seed (and a second one for LoRA's neighbours)."""
+    """Every built-in method at the sizes of the embedded default and a plugin that fails, one epoch, one seed."""
     folder = tmp_path_factory.mktemp("run")
     plugin = folder / "failing.py"
     plugin.write_text(FAILING)
-    words = ["all-methods", "-b", "tiny-clip", "-b", "tiny-vilt", "-d", "scenes", "--seed", "0"]
-    words += ["--plugin", str(plugin), *SETTINGS]
-    words += ["--set", "train.epochs=1", "--results", str(folder / "results")]
+    words = ["all-methods", "-e", str(EMBEDDED), "--seed", "0", "--plugin", str(plugin), *SETTINGS]
+    words += ["--results", str(folder / "results")]
     return folder / "results", words, run(*words, cache=cache)
 
 
@@ -148,7 +148,7 @@ def checkpoints(results: Path) -> list[int]:
 def test_killed_driver_then_the_same_command_finishes_the_rest(tmp_path, cache):
     results = tmp_path / "results"
     words = ["full_finetune", "lora", "-b", "tiny-clip", "-d", "scenes", "--seed", "0", *SETTINGS, "--jobs", "1"]
-    words += ["--set", "method.full_finetune.train.epochs=1", "--set", "method.lora.train.epochs=12"]
+    words += ["--set", "method.full_finetune.train.epochs=1", "--set", "method.lora.train.epochs=8"]
     words += ["--results", str(results)]
     driver = subprocess.Popen(
         command("run", *words), env=environment(cache), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -170,7 +170,7 @@ def test_killed_driver_then_the_same_command_finishes_the_rest(tmp_path, cache):
     assert again.returncode == 0, again.stdout + again.stderr
     assert done.stat().st_mtime_ns == stamp, "what was finished is not repeated"
     (record,) = results.glob("scenes/lora/*.json")
-    assert [e.epoch for e in read_record(record).curve] == list(range(1, 13))
+    assert [e.epoch for e in read_record(record).curve] == list(range(1, 9))
     first = next(line for line in again.stdout.splitlines() if "lora/scenes" in line and " epoch " in line)
     assert int(first.split(" epoch ")[1].split("/")[0]) > reached - 1, "the killed trial went on from its checkpoint"
     for path in find_records(results):
