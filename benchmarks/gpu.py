@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_report import GIB, REFERENCE, Cost, peak_tflops, report, write
+from start_weights import start_weights
 
 
 def measure(name: str, asked: argparse.Namespace, part: float = 1.0, ready: Any = None) -> Cost:
@@ -174,13 +175,10 @@ def _child(asked: argparse.Namespace) -> None:
 
 def runs(names: list[str], asked: argparse.Namespace) -> list[dict[str, Any]]:
     """``benchmark run`` over the methods, one on the GPU at a time and packed: seconds and what became of the trials."""
-    from step_cost import OWN_WEIGHTS
-
     from petlbench.harness.record_files import find_records, read_record
 
     found = []
-    own = asked.backbone in OWN_WEIGHTS
-    sets = [] if own else [f"backbone.{asked.backbone}.pretrained=random"]
+    sets = [f"backbone.{asked.backbone}.{key}={value}" for key, value in start_weights(asked.backbone).items()]
     sets += [f"dataset.scenes.{split}={n}" for split, n in (("train", asked.scenes), ("val", 30), ("test", 30))]
     sets += ["train.epochs=1", f"train.batch_size={min(asked.batch, asked.scenes)}", "train.precision=bf16"]
     for share in asked.shares:

@@ -15,6 +15,8 @@ import statistics
 import time
 from typing import Any
 
+from start_weights import start_weights
+
 GIB = 2**30
 
 
@@ -65,8 +67,7 @@ def measure(asked: dict[str, Any], size: int | None) -> dict[str, Any]:
 
     torch.set_num_threads(asked["threads"])
     device = choose_device()
-    options = {} if asked["backbone"] in {"tiny-clip", "vits14-minilm"} else {"pretrained": "random"}
-    backbone = load_backbone(asked["backbone"], **options).to(device)
+    backbone = load_backbone(asked["backbone"], **start_weights(asked["backbone"])).to(device)
     method = registry.load(registry.discover()[asked["method"]])()
     torch.manual_seed(0)
     model = method.build(backbone).to(device).train()

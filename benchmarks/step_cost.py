@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from start_weights import start_weights
 from torch import nn
 
 from petlbench.harness.audit import freeze_all_but
@@ -43,7 +44,6 @@ REFERENCES = {"vilt": "vilt_full"}
 """What full fine-tuning is called on a kind of backbone, where it is not ``full_finetune``."""
 PARTS = ("forward", "backward", "update")
 CAPTION = "many planes are parked next to a long building in an airport"
-OWN_WEIGHTS = ("tiny-clip", "vits14-minilm")
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Loop:
 
 def backbone_of(asked: argparse.Namespace) -> Backbone:
     """The asked backbone with random weights where the real ones would be a download; costs do not depend on them."""
-    backbone = load_backbone(asked.backbone, **({} if asked.backbone in OWN_WEIGHTS else {"pretrained": "random"}))
+    backbone = load_backbone(asked.backbone, **start_weights(asked.backbone))
     backbone.provenance = backbone.provenance.model_copy(update={"aligned": True})
     return backbone
 

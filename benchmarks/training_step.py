@@ -17,6 +17,7 @@ import time
 from itertools import islice
 
 import torch
+from start_weights import start_weights
 from torch import nn
 
 from petlbench.datasets.readers.scenes import read_scenes
@@ -47,8 +48,7 @@ def main() -> None:
     recipe = Recipe(batch_size=asked.batch, precision=asked.precision, lr=1e-5, warmup=0.0)
     total = (asked.rounds + 1) * asked.steps
 
-    options = {} if asked.backbone in {"tiny-clip", "vits14-minilm"} else {"pretrained": asked.pretrained}
-    backbone = load_backbone(asked.backbone, **options).to(device)
+    backbone = load_backbone(asked.backbone, **start_weights(asked.backbone, asked.pretrained)).to(device)
     pairs = asked.batch * total
     splits = read_scenes({"train": max(60, pairs // 5 + 1), "val": 30, "test": 30})
     data = SplitData.open(splits["train"], backbone)

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 
+from start_weights import start_weights
+
 POLICIES = ("default", "passive")
 
 
@@ -78,8 +80,7 @@ def train(asked: argparse.Namespace) -> None:
 
     torch.set_num_threads(asked.threads)
     tune_process(choose_device())
-    options = {} if asked.backbone in {"tiny-clip", "vits14-minilm"} else {"pretrained": "random"}
-    backbone = load_backbone(asked.backbone, **options).train()
+    backbone = load_backbone(asked.backbone, **start_weights(asked.backbone)).train()
     method = FullFinetune()
     words = ["many green trees stand around a grey square"] * asked.batch
     side = backbone.resolution

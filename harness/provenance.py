@@ -88,6 +88,6 @@ def command_line() -> list[str]:
 
 
 def _without_folders(word: str) -> str:
-    """``/home/me/sets/ucm`` becomes ``ucm``, ``dataset.ucm.root=/home/me/sets/ucm`` becomes ``dataset.ucm.root=ucm``."""
+    """``/data/sets/ucm`` becomes ``ucm``, ``dataset.ucm.root=/data/sets/ucm`` becomes ``dataset.ucm.root=ucm``."""
     key, equals, value = ("", "", word) if word.startswith(("/", "~")) else word.partition("=")
     return f"{key}{equals}{Path(value).name}" if Path(value).is_absolute() or value.startswith("~") else word

@@ -58,18 +58,18 @@ def test_an_installed_package_has_no_commit(tmp_path, monkeypatch):
         ("lora", "lora"),
         ("results/scratch", "results/scratch"),
         ("train.epochs=5", "train.epochs=5"),
-        ("/home/me/out", "out"),
-        ("/home/me/a=b/out", "out"),
+        ("/data/me/out", "out"),
+        ("/data/me/a=b/out", "out"),
         ("~/out", "out"),
-        ("--results=/home/me/out", "--results=out"),
-        ("dataset.ucm.root=/home/me/sets/ucm", "dataset.ucm.root=ucm"),
+        ("--results=/data/me/out", "--results=out"),
+        ("dataset.ucm.root=/data/me/sets/ucm", "dataset.ucm.root=ucm"),
         ("dataset.ucm.root=~/sets/ucm", "dataset.ucm.root=ucm"),
         ("ViT-B-32:openai", "ViT-B-32:openai"),
         ("hf:owner/name", "hf:owner/name"),
     ],
 )
 def test_the_command_keeps_no_folders_of_its_user(monkeypatch, typed, kept):
-    monkeypatch.setattr(sys, "argv", ["/home/me/bin/benchmark", "run", typed])
+    monkeypatch.setattr(sys, "argv", ["/data/me/bin/benchmark", "run", typed])
     assert module.command_line() == ["benchmark", "run", kept]
 
 

@@ -11,7 +11,7 @@ from petlbench.harness.cli import options as o
 from petlbench.harness.cli.say import output, say_left_out
 
 if TYPE_CHECKING:
-    from rich import console as rich_console
+    from rich.console import Console
 
     from petlbench.harness.search.run import Searched
 
@@ -151,7 +151,7 @@ def search(
             raise typer.Exit(code)
 
 
-def _summary(done: list[Searched], console: rich_console.Console) -> bool:
+def _summary(done: list[Searched], console: Console) -> bool:
     """Print what was found; True where a study has no score at all."""
     from rich.table import Table
     from rich.text import Text
