@@ -14,7 +14,6 @@ from typing import Annotated, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor
-from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from petlbench.datasets.crop import resized, whole_boxes
 from petlbench.datasets.randaugment import RandAugment, rand_augment
@@ -196,11 +195,18 @@ def _brightness(pixels: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(pixels: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(rgb_to_grayscale(pixels).mean((-3, -2, -1), keepdim=True), pixels, factor)
+    return torch.lerp(_grey(pixels).mean((-3, -2, -1), keepdim=True), pixels, factor)
 
 
 def _saturation(pixels: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(rgb_to_grayscale(pixels), pixels, factor)
+    return torch.lerp(_grey(pixels), pixels, factor)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    # Importing torchvision brings torch's compiler with it: seconds that plans and lists need not wait for.
+    from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+    return rgb_to_grayscale(pixels)
 
 
 _ADJUST = {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation}

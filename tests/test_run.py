@@ -1,6 +1,5 @@
 """The main job through the real command, real Ray and real DeepSpeed: run, skip, fail, die, finish."""
 
-import json
 import os
 import re
 import signal
@@ -31,16 +30,13 @@ def environment(cache: Path) -> dict[str, str]:
     return {**os.environ, "PETLBENCH_CACHE": str(cache), "OMP_NUM_THREADS": "1", "COLUMNS": "160", "NO_COLOR": "1"}
 
 
-def run(*words: str, cache: Path, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command("run", *words), env=environment(cache), cwd=cwd, capture_output=True, text=True, timeout=420
-    )
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
+
+LONG, EPOCHS = "adapter", 20
+FAILS = "failing"
 
 FAILING = '''
 """Fails on purpose, and reports what a worker sees under the name of Hugging Face's library."""
@@ -61,18 +57,70 @@ class Failing(Method):
 
 
 @pytest.fixture(scope="module")
-def first_run(tmp_path_factory, cache):
-    """Every built-in method at the sizes of the embedded default and a plugin that fails, one epoch, one seed."""
+def killed_run(tmp_path_factory, cache):
+    """Every built-in method at the sizes of the embedded default and a plugin that fails, one seed; one epoch, but twenty of
+    the first method. Killed without warning when a trial has failed, one is done and that one has checkpoints.
+
+    Gives the results folder, the words of the command, the records that stand with their times, and the last
+    epoch reached.
+    """
     folder = tmp_path_factory.mktemp("run")
-    plugin = folder / "failing.py"
+    plugin, results, log = folder / f"{FAILS}.py", folder / "results", folder / "log"
     plugin.write_text(FAILING)
-    words = ["all-methods", "-e", str(EMBEDDED), "--seed", "0", "--plugin", str(plugin), *SETTINGS]
-    words += ["--results", str(folder / "results")]
-    return folder / "results", words, run(*words, cache=cache)
+    words = [FAILS, "all-methods", "-e", str(EMBEDDED), "--seed", "0", "--plugin", str(plugin), *SETTINGS]
+    words += ["--set", f"method.{LONG}.train.epochs={EPOCHS}", "--results", str(results)]
+    with log.open("w") as out:
+        driver = subprocess.Popen(command("run", *words), env=environment(cache), cwd=ROOT, stdout=out, stderr=out)
+        deadline = time.monotonic() + 240
+        while not (written(results) and written(results, "failed") and max(checkpoints(results), default=0) > 1):
+            assert driver.poll() is None, "the run ended before it could be killed: " + log.read_text()
+            assert time.monotonic() < deadline, "no checkpoint appeared: " + log.read_text()
+            time.sleep(0.05)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    return results, words, written(results) | written(results, "failed"), max(checkpoints(results))
 
 
-def test_every_method_is_recorded_and_ranked(first_run):
-    results, _, done = first_run
+def written(results: Path, status: str = "ok") -> dict[Path, int]:
+    """Records with the times they were written at."""
+    return {p: p.stat().st_mtime_ns for p in find_records(results) if read_record(p).status == status}
+
+
+def checkpoints(results: Path) -> list[int]:
+    """Epochs of checkpoints that belong to no finished trial."""
+    finished = {read_record(p).spec_id[:16] for p in find_records(results)}
+    found = [p for p in results.glob(".work/*/epoch-*") if p.parent.name not in finished]
+    return [int(p.name.split("-")[1]) for p in found]
+
+
+@pytest.fixture(scope="module")
+def second_run(killed_run, cache):
+    """The same command again, to its end."""
+    results, words, _, _ = killed_run
+    line = command("run", *words)
+    return results, subprocess.run(line, env=environment(cache), cwd=ROOT, capture_output=True, text=True, timeout=420)
+
+
+def test_after_a_killed_run_the_same_command_does_what_failed_and_what_is_left(killed_run, second_run):
+    results, _, before, reached = killed_run
+    _, done = second_run
+    (failed,) = written(results, "failed")
+    good, now = before.keys() - {failed}, written(results)
+    assert {p: now[p] for p in good} == {p: before[p] for p in good}, "what was finished is not repeated"
+    assert failed.stat().st_mtime_ns > before[failed], "what failed is"
+    already, of = map(int, re.search(r"(\d+) of (\d+) trials are recorded already", done.stdout).groups())
+    assert len(good) <= already < of == len(list(find_records(results))), (
+        "workers may end a trial after their driver is gone"
+    )
+    (path,) = results.glob(f"scenes/{LONG}/*.json")
+    assert path not in before
+    assert [e.epoch for e in read_record(path).curve] == list(range(1, EPOCHS + 1))
+    first = next(line for line in done.stdout.splitlines() if f"{LONG}/scenes" in line and " epoch " in line)
+    assert int(first.split(" epoch ")[1].split("/")[0]) > reached - 1, "the killed trial went on from its checkpoint"
+
+
+def test_every_method_is_recorded_and_ranked(second_run):
+    results, done = second_run
     records = {r.method.name: r for r in map(read_record, find_records(results))}
     builtin = {name for name, source in registry.discover().items() if source.builtin}
     good = {name: r for name, r in records.items() if r.status == "ok"}
@@ -88,25 +136,25 @@ def test_every_method_is_recorded_and_ranked(first_run):
     assert (results / "board.csv").is_file()
 
 
-def test_a_failing_method_is_recorded_and_the_others_go_on(first_run):
-    results, _, done = first_run
+def test_a_failing_method_is_recorded_and_the_others_go_on(second_run):
+    results, done = second_run
     assert done.returncode == 1
-    assert "failed: failing/scenes/tiny-clip/s0: RuntimeError: no such luck" in done.stdout
-    (path,) = results.glob("scenes/failing/*.json")
+    assert f"failed: {FAILS}/scenes/tiny-clip/s0: RuntimeError: no such luck" in done.stdout
+    (path,) = results.glob(f"scenes/{FAILS}/*.json")
     record = read_record(path)
     assert record.status == "failed"
     assert "build" in record.error.traceback
     assert "no such luck" in (results / "board.md").read_text()
 
 
-def test_workers_see_the_hugging_face_library_not_our_folder(first_run):
-    results, _, _ = first_run
-    (path,) = results.glob("scenes/failing/*.json")
+def test_workers_see_the_hugging_face_library_not_our_folder(second_run):
+    results, _ = second_run
+    (path,) = results.glob(f"scenes/{FAILS}/*.json")
     assert "site-packages" in read_record(path).error.message
 
 
-def test_the_log_is_plain_and_tells_epochs_and_counts(first_run):
-    _, _, done = first_run
+def test_the_log_is_plain_and_tells_epochs_and_counts(second_run):
+    _, done = second_run
     assert "\x1b" not in done.stdout
     assert "lora/scenes/tiny-clip/s0 epoch 1/1 loss " in done.stdout
     assert "val mR" in done.stdout
@@ -114,16 +162,8 @@ def test_the_log_is_plain_and_tells_epochs_and_counts(first_run):
     assert "1 failed" in done.stdout
 
 
-def test_the_same_command_repeats_only_what_failed(first_run, cache):
-    results, words, _ = first_run
-    before = {p: p.stat().st_mtime_ns for p in find_records(results) if "failing" not in str(p)}
-    again = run(*words, cache=cache)
-    assert f"{len(before)} of {len(before) + 1} trials are recorded already" in again.stdout
-    assert {p: p.stat().st_mtime_ns for p in before} == before
-
-
-def test_records_and_ranks_allow_a_rebuilt_board(first_run, tmp_path):
-    results, _, _ = first_run
+def test_records_and_ranks_allow_a_rebuilt_board(second_run, tmp_path):
+    results, _ = second_run
     out = subprocess.run(
         command("leaderboard", "--results", str(results), "--out", str(tmp_path)),
         capture_output=True,
@@ -132,46 +172,3 @@ def test_records_and_ranks_allow_a_rebuilt_board(first_run, tmp_path):
     )
     assert out.returncode == 0, out.stderr
     assert (tmp_path / "board.md").read_bytes() == (results / "board.md").read_bytes()
-
-
-def done_yet(results: Path, method: str) -> list[Path]:
-    return list(results.glob(f"scenes/{method}/*.json"))
-
-
-def checkpoints(results: Path) -> list[int]:
-    """Epochs of checkpoints that belong to no finished trial."""
-    finished = {read_record(p).spec_id[:16] for p in find_records(results)}
-    found = [p for p in results.glob(".work/*/epoch-*") if p.parent.name not in finished]
-    return [int(p.name.split("-")[1]) for p in found]
-
-
-def test_killed_driver_then_the_same_command_finishes_the_rest(tmp_path, cache):
-    results = tmp_path / "results"
-    words = ["full_finetune", "lora", "-b", "tiny-clip", "-d", "scenes", "--seed", "0", *SETTINGS, "--jobs", "1"]
-    words += ["--set", "method.full_finetune.train.epochs=1", "--set", "method.lora.train.epochs=8"]
-    words += ["--results", str(results)]
-    driver = subprocess.Popen(
-        command("run", *words), env=environment(cache), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 240
-    # Wait for the first record and for a checkpoint of the other trial, then kill the driver without warning.
-    while not (done_yet(results, "full_finetune") and checkpoints(results)):
-        assert driver.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.05)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    (done,) = results.glob("scenes/full_finetune/*.json")
-    stamp = done.stat().st_mtime_ns
-    assert not list(results.glob("scenes/lora/*.json"))
-    reached = max(checkpoints(results))
-
-    again = run(*words, cache=cache)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert done.stat().st_mtime_ns == stamp, "what was finished is not repeated"
-    (record,) = results.glob("scenes/lora/*.json")
-    assert [e.epoch for e in read_record(record).curve] == list(range(1, 9))
-    first = next(line for line in again.stdout.splitlines() if "lora/scenes" in line and " epoch " in line)
-    assert int(first.split(" epoch ")[1].split("/")[0]) > reached - 1, "the killed trial went on from its checkpoint"
-    for path in find_records(results):
-        json.loads(path.read_text())
