@@ -5,11 +5,17 @@ import torch
 from petlbench.harness import audit
 
 
-def built(method, backbone, seed=0):
+def assembled(method, backbone, seed=0):
+    """The method's model, frozen but for what it trains."""
     torch.manual_seed(seed)
     model = method.build(backbone)
     audit.freeze_all_but(model, method.trainable(model), type(method).__name__)
-    return model.eval()
+    return model
+
+
+def built(method, backbone, seed=0):
+    """The same in evaluation mode."""
+    return assembled(method, backbone, seed).eval()
 
 
 def disturb(model, seed=1):

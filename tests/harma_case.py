@@ -3,11 +3,9 @@
 import json
 import re
 
-import torch
 from golden.fill import filled
 from support import ROOT
 
-from petlbench.harness import audit
 from petlbench.methods.backbones.open_clip_model import OpenClipEncoder
 from petlbench.methods.backbones.random_models import random_clip
 from petlbench.methods.harma import Harma
@@ -18,13 +16,6 @@ GOLDEN = json.loads((ROOT / "tests" / "golden" / "harma.json").read_text(encodin
 def method_of(config=None, loss=None):
     Harma.name = "harma"
     return Harma(config, loss)
-
-
-def built(method, backbone, seed=0):
-    torch.manual_seed(seed)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), "harma")
-    return model
 
 
 def all_shapes(by_pattern):

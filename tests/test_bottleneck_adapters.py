@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from built_models import assembled as built
 from golden import openai_clip
 from golden.fill import filled, inputs
 from golden.vit_blocks import put_blocks, relative
@@ -52,13 +53,6 @@ def golden(name):
 def make(name, **options):
     cls, config = METHODS[name]
     return cls(config(**options))
-
-
-def built(method, backbone, seed=0):
-    torch.manual_seed(seed)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), type(method).__name__)
-    return model
 
 
 def stir(model, method):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from built_models import assembled as built
 from golden.fill import filled, inputs
 from support import ROOT
 from torch import nn
@@ -19,13 +20,6 @@ GOLDEN = json.loads((ROOT / "tests" / "golden" / "clip_adapter.json").read_text(
 CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def built(method, backbone):
-    torch.manual_seed(0)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), "clip_adapter")
-    return model
 
 
 def at_golden():

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from built_models import built
 from golden.fill import filled, inputs
 from golden.openai_clip import encoder
 from support import ROOT
@@ -25,13 +26,6 @@ from petlbench.methods.recipe import LossConfig
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 unit = nn.functional.normalize
-
-
-def built(method, backbone):
-    torch.manual_seed(0)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), type(method).__name__)
-    return model.eval()
 
 
 def far(a, b):

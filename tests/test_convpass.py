@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from built_models import assembled as built
 from golden.fill import filled, inputs
 from golden.vit_blocks import put_blocks, relative
 from support import ROOT
@@ -27,13 +28,6 @@ RANDOM = {"open_clip": random_clip, "two_tower": random_two_tower}
 CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def built(method, backbone):
-    torch.manual_seed(0)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), "convpass")
-    return model
 
 
 def stirred(module):

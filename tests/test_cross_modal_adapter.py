@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from built_models import assembled as built
 from golden import openai_clip
 from golden.fill import filled, inputs
 from support import ROOT
@@ -26,13 +27,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def method_for(form, **changes):
     options = {"bottleneck": form["bottleneck"], "shared": form["shared"], "sharing": "layer"} | changes
     return CrossModalAdapter(CrossModalAdapterConfig(**options))
-
-
-def built(method, backbone):
-    torch.manual_seed(0)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), "cross_modal_adapter")
-    return model
 
 
 def attached(tower):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from built_models import assembled as built
 from golden.fill import inputs
-from harma_case import GOLDEN, built, golden_backbone, golden_tensors, method_of
+from harma_case import GOLDEN, golden_backbone, golden_tensors, method_of
 from pydantic import ValidationError
 from torch.nn.functional import normalize
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from harma_case import GOLDEN, all_shapes, built, golden_backbone, golden_tensors, method_of
+from built_models import assembled as built
+from harma_case import GOLDEN, all_shapes, golden_backbone, golden_tensors, method_of
 
 from petlbench.harness.contract_data import fake_batch
 from petlbench.methods.backbones.base import BackboneError

@@ -5,6 +5,7 @@ import runpy
 
 import pytest
 import torch
+from built_models import assembled as built
 from support import ROOT
 from torch import nn
 
@@ -32,13 +33,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def vit_b_32():
     """CLIP ViT-B/32 in shape only: values on the meta device, so that copies cost nothing."""
     return shape_only("ViT-B-32")
-
-
-def built(method, backbone):
-    torch.manual_seed(0)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), type(method).__name__)
-    return model
 
 
 def fill(model, pattern: str = "lora_B"):

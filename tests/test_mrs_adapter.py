@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from built_models import assembled as built
 from golden import openai_clip
 from golden.fill import filled, inputs
 from support import ROOT
@@ -27,13 +28,6 @@ PER_LAYER = MrsAdapterConfig(bottleneck=4, shared=8, sharing="layer")
 ADAPTER_ONLY = {n.removeprefix("Uniadapt."): s for n, s in GOLDEN["shapes"].items() if n.startswith("Uniadapt.")}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def built(method, backbone):
-    torch.manual_seed(0)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), "mrs_adapter")
-    return model
 
 
 def adapters(tower):

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from built_models import assembled as built
 from golden.fill import filled, inputs
-from pir_clip_parts import SMALL, built, method_of
+from pir_clip_parts import SMALL, method_of
 from support import ROOT
 from torch.nn.functional import normalize
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pir_clip_parts import SMALL, built, method_of
+from built_models import assembled as built
+from pir_clip_parts import SMALL, method_of
 from pydantic import ValidationError
 
 from petlbench.harness.contract_data import fake_batch

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from built_models import built
 from torch.nn.functional import normalize
 
 from petlbench.harness import audit
@@ -26,13 +27,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def method_of(loss=None, **options):
     PirPetl.name = "pir_petl"
     return PirPetl(PirPetlConfig(**{**SMALL, **options}), loss)
-
-
-def built(method, backbone, seed=0):
-    torch.manual_seed(seed)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), "pir_petl")
-    return model.eval()
 
 
 def opened(method, backbone):

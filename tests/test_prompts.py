@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from built_models import built
 from torch import nn
 
-from petlbench.harness import audit
 from petlbench.harness.contract_data import fake_batch
 from petlbench.methods.backbones.base import Tokens
 from petlbench.methods.backbones.random_models import random_clip, random_two_tower
@@ -19,13 +19,6 @@ from petlbench.methods.vl_prompt import VlPrompt
 from petlbench.methods.vpt import Vpt, VptConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def built(method, backbone):
-    torch.manual_seed(0)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), type(method).__name__)
-    return model.eval()
 
 
 def far(a, b):

@@ -58,8 +58,8 @@ class Failing(Method):
 
 @pytest.fixture(scope="module")
 def killed_run(tmp_path_factory, cache):
-    """Every built-in method at the sizes of the embedded default and a plugin that fails, one seed; one epoch, but twenty of
-    the first method. Killed without warning when a trial has failed, one is done and that one has checkpoints.
+    """A plugin that fails, then every built-in method at the sizes of the embedded default, one seed; one epoch, but twenty
+    of the first of them. Killed without warning when a trial has failed, one is done and that one has checkpoints.
 
     Gives the results folder, the words of the command, the records that stand with their times, and the last
     epoch reached.
@@ -109,9 +109,8 @@ def test_after_a_killed_run_the_same_command_does_what_failed_and_what_is_left(k
     assert {p: now[p] for p in good} == {p: before[p] for p in good}, "what was finished is not repeated"
     assert failed.stat().st_mtime_ns > before[failed], "what failed is"
     already, of = map(int, re.search(r"(\d+) of (\d+) trials are recorded already", done.stdout).groups())
-    assert len(good) <= already < of == len(list(find_records(results))), (
-        "workers may end a trial after their driver is gone"
-    )
+    # A worker may end a trial after its driver is gone, so more may be recorded than were seen.
+    assert len(good) <= already < of == len(list(find_records(results)))
     (path,) = results.glob(f"scenes/{LONG}/*.json")
     assert path not in before
     assert [e.epoch for e in read_record(path).curve] == list(range(1, EPOCHS + 1))

@@ -6,6 +6,7 @@ import json
 import open_clip
 import pytest
 import torch
+from built_models import built
 from golden.fill import filled, inputs
 from support import ROOT
 from torch import nn
@@ -31,13 +32,6 @@ GOLDEN = json.loads((ROOT / "tests" / "golden" / "ssf.json").read_text(encoding=
 CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def built(method, backbone):
-    torch.manual_seed(0)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), type(method).__name__)
-    return model.eval()
 
 
 def embed(method, model, batch):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from built_models import assembled as built
 from golden.fill import filled, inputs
 from golden.vit_blocks import put_blocks, relative
 from support import ROOT
@@ -26,13 +27,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def make(**options):
     return UniAdapter(UniAdapterConfig(**options))
-
-
-def built(method, backbone):
-    torch.manual_seed(0)
-    model = method.build(backbone)
-    audit.freeze_all_but(model, method.trainable(model), "uniadapter")
-    return model
 
 
 def attached(tower):
