@@ -1,5 +1,6 @@
 """Fixtures and settings for every test."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def pytest_collection_finish():
+    """What was imported by now stays: every trial collects garbage, and need not look through torch again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
