@@ -196,6 +196,15 @@ def test_rows_that_were_only_packed_are_left_out_of_costs_and_named(tmp_path):
     assert "Prompt" in words(drawn(parameters, table))
 
 
+def test_rows_of_a_busy_machine_show_memory_and_no_seconds(tmp_path):
+    three(tmp_path, 3.0)
+    busy = {"train_s": 12.0, "train_cpu_s": 2.0, "threads": 1}
+    three(tmp_path, 2.0, 5, method="prompt", change=lambda payload: payload["cost"].update(busy))
+    table = build_board(tmp_path).tables[0]
+    assert "Left out (only run on a busy machine): Prompt." in words(drawn(training_time, table))
+    assert not any("Left out" in text for text in words(drawn(peak_memory, table)))
+
+
 def test_rows_on_stored_features_are_ringed_and_explained(tmp_path):
     three(tmp_path, 3.0)
     three(tmp_path, 2.0, 5, method="linear_probe", change=lambda payload: payload["cost"].update(cached_features=True))

@@ -10,20 +10,27 @@ from petlbench.leaderboard.table import Table
 
 _CONDITIONS = ("device", "threads", "kind of memory")
 
+_REASONS = {"packed": "only run packed, beside others on one GPU", "busy": "only run on a busy machine"}
+"""By the word that a board has in the place of the cost."""
 
-def measured(table: Table, of: Callable[[Row], float | None]) -> tuple[list[Row], list[str]]:
-    """Rows with a cost of their own, and a note that names the others.
 
-    A trial that shared a GPU with others (packed) gives no cost, here as on the board.
+def measured(table: Table, of: Callable[[Row], float | None], why: Callable[[Row], str]) -> tuple[list[Row], list[str]]:
+    """Rows with a cost of their own, and notes that name the others.
+
+    Args:
+        table: Its rows are asked.
+        of: The cost of a row; None where it has none, here as on the board.
+        why: The board's word for the reason.
     """
     named = names(table.rows)
-    rows = [row for row in table.rows if of(row) is not None]
-    without = [named[row.group.key] for row in table.rows if of(row) is None]
-    if not without:
-        return rows, []
-    return rows, [
-        f"Left out, for they were only run packed (beside others on one GPU) or not measured: {', '.join(without)}."
-    ]
+    rows: list[Row] = []
+    without: dict[str, list[str]] = {}
+    for row in table.rows:
+        if of(row) is not None:
+            rows.append(row)
+        else:
+            without.setdefault(_REASONS.get(why(row), "not measured"), []).append(named[row.group.key])
+    return rows, [f"Left out ({reason}): {', '.join(left)}." for reason, left in without.items()]
 
 
 def cached(row: Row) -> bool:

@@ -16,7 +16,7 @@ _KINDS = {"process_resident": "resident memory of the process", "cuda_allocated"
 
 def draw(table: Table) -> Figure | None:
     """One point per row with a measured peak; None where no row has one."""
-    rows, notes = measured(table, lambda row: row.peak_memory)
+    rows, notes = measured(table, lambda row: row.peak_memory, lambda row: row.no_memory)
     if not any(row.peak_memory for row in rows):
         return None
     kinds = sorted({str(cost_conditions(e.record)["kind of memory"]) for row in rows for e in row.group.entries})

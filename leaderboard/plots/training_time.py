@@ -17,7 +17,7 @@ _COST = Cost(
 
 def draw(table: Table) -> Figure | None:
     """One point per row with a measured time; None where no row took any."""
-    rows, notes = measured(table, lambda row: row.train_s)
+    rows, notes = measured(table, lambda row: row.train_s, lambda row: row.no_seconds)
     if not any(row.train_s for row in rows):
         return None
     caching = (
