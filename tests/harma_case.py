@@ -8,9 +8,10 @@ from support import ROOT
 
 from petlbench.methods.backbones.open_clip_model import OpenClipEncoder
 from petlbench.methods.backbones.random_models import random_clip
-from petlbench.methods.harma import Harma
+from petlbench.methods.harma import Harma, HarmaConfig
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "harma.json").read_text(encoding="utf-8"))
+DESCRIBED = HarmaConfig(form="as_described")
 
 
 def method_of(config=None, loss=None):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from built_models import assembled as built
 from golden.fill import inputs
-from harma_case import GOLDEN, golden_backbone, golden_tensors, method_of
+from harma_case import DESCRIBED, GOLDEN, golden_backbone, golden_tensors, method_of
 from pydantic import ValidationError
 from torch.nn.functional import normalize
 
@@ -22,7 +22,6 @@ from petlbench.methods.official import OfficialState, load_official
 from petlbench.methods.recipe import LossConfig, Recipe
 
 LOSS = LossConfig(**Harma.presets["paper"].train["loss"])
-DESCRIBED = HarmaConfig(form="as_described")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

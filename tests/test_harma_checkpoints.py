@@ -3,7 +3,7 @@
 import pytest
 import torch
 from built_models import assembled as built
-from harma_case import GOLDEN, all_shapes, golden_backbone, golden_tensors, method_of
+from harma_case import DESCRIBED, GOLDEN, all_shapes, golden_backbone, golden_tensors, method_of
 
 from petlbench.harness.contract_data import fake_batch
 from petlbench.methods.backbones.base import BackboneError
@@ -15,8 +15,6 @@ from petlbench.methods.backbones.weights_io import read_state_dict
 from petlbench.methods.base import MethodError
 from petlbench.methods.harma import HarmaConfig
 from petlbench.methods.official import OfficialError, OfficialState, load_official, read_official
-
-DESCRIBED = HarmaConfig(form="as_described")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

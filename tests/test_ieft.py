@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from built_models import built
 from golden import ieft_weights as given
 from golden.fill import inputs
 from golden.ieft_model import golden_vilt, ours, shapes
@@ -13,7 +14,6 @@ from golden.vit_blocks import relative
 from support import ROOT
 from torch import nn
 
-from petlbench.harness import audit
 from petlbench.harness.contract_data import fake_batch
 from petlbench.harness.encode import inference
 from petlbench.methods import ieft
@@ -44,13 +44,6 @@ for cls in (Ieft, IeftOrdered, IeftPe):
 
 def of(cls, **options):
     return cls(cls.Config(**options))
-
-
-def built(method, vilt=None):
-    torch.manual_seed(0)
-    model = method.build(random_vilt() if vilt is None else vilt)
-    audit.freeze_all_but(model, method.trainable(model), type(method).__name__)
-    return model.eval()
 
 
 def stirred(module, std=0.3):
@@ -237,7 +230,7 @@ def test_in_evaluation_each_picture_has_its_own_order():
     scores = {}
     for seed in (0, 1):
         method = of(Ieft, order_seed=seed)
-        model = built(method)
+        model = built(method, random_vilt())
         scores[seed] = crossed(method, model, images, same)[:, 0]
         with inference(model, "fp32", CPU):
             assert torch.allclose(method.score_pairs(model, images, tokens), scores[seed], atol=1e-5)
@@ -248,7 +241,7 @@ def test_in_training_each_copy_is_shuffled_anew_unless_ordered():
     images, rows = inputs((1, 3, 48, 48), 0), 6
     for cls, distinct in ((Ieft, rows), (IeftOrdered, 1)):
         method = of(cls, dropout=0.0)
-        model = undropped(built(method))
+        model = undropped(built(method, random_vilt()))
         stirred(getattr(model, ieft.ENHANCERS)).train()
         tokens = model.tokenize(["a river"])
         with torch.no_grad():
@@ -362,7 +355,7 @@ def test_the_parameter_efficient_form_starts_as_vilt_and_leaves_the_trunk_frozen
 
 
 def test_only_patches_are_enhanced():
-    model = built(IeftOrdered())
+    model = built(IeftOrdered(), random_vilt())
     stirred(getattr(model, ieft.ENHANCERS))
     hidden = Hidden(inputs((2, 5 + 1 + 9, 32), 0))
     out = ieft._enhanced(model, 1, hidden).x
