@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from petlbench.datasets.split import Split
 from petlbench.harness.data import SplitData, normalised
+from petlbench.harness.pair_scores import score_all
 from petlbench.methods.backbones.base import Provenance, Tokens
 from petlbench.methods.backbones.tokenizers import HashingTokenizer
 from petlbench.methods.pair import PairMethod
@@ -147,3 +148,15 @@ def one_by_one(method: PairMethod, model: Any, backbone: Any, data: SplitData) -
                 for image in images
             ]
         )
+
+
+def fusion_bench() -> tuple[TinyFusion, nn.Module, Any, SplitData]:
+    """Method, model, backbone and split of the small stand-in for a fusion head."""
+    method, backbone = TinyFusion(), bare_backbone()
+    return method, method.build(None), backbone, pair_data(backbone, captions_of(5))
+
+
+def scored(bench: tuple[PairMethod, Any, Any, SplitData], precision: str = "fp32", **options: Any) -> Tensor:
+    """(N, U) scores of a bench's split, as the harness computes them on the CPU."""
+    method, model, backbone, data = bench
+    return score_all(method, model, backbone, data, precision, torch.device("cpu"), **options)
