@@ -46,6 +46,8 @@ CHUNK = 32
 """Pictures per task of a thread."""
 
 MANIFEST = "manifest.json"
+LIBRARY = "petlbench-huggingface"
+"""Folder of Hugging Face's library; not `huggingface`, which is what people call that library's own cache."""
 _KEY_LENGTH = 32
 
 Progress = Callable[[int, int], None]
@@ -196,6 +198,7 @@ def _make(split: Split, resolution: int, cache: Path, folder: Path, workers: int
     started = time.perf_counter()
     with _writable(cache):
         work = Path(tempfile.mkdtemp(prefix=f".making-{folder.name}-", dir=folder.parent))
+        work.chmod(folder.parent.stat().st_mode & 0o777)  # mkdtemp's is for one user; a cache may be shared
     try:
         with _writable(cache), (work / "images.npy").open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}

@@ -18,7 +18,7 @@ from typing import Any
 
 import filelock
 
-from petlbench.datasets.cache import MANIFEST
+from petlbench.datasets.cache import LIBRARY, MANIFEST
 from petlbench.datasets.hold import hold, is_held
 from petlbench.datasets.split import DataError
 
@@ -208,7 +208,7 @@ def _shipped(path: Path) -> str | None:
 
 
 def _library(path: Path) -> str | None:
-    return "data sets of Hugging Face's hub and folders" if path.name == "huggingface" and path.is_dir() else None
+    return "data sets of Hugging Face's hub and folders" if path.name == LIBRARY and path.is_dir() else None
 
 
 def _lock_of(kind: str, path: Path, cache: Path) -> Path:

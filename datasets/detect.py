@@ -18,11 +18,13 @@ from pydantic import ValidationError
 from petlbench.datasets.card import SELF_CONTAINED, Files, Format
 from petlbench.datasets.options import TableOptions
 from petlbench.datasets.picture_folder import PICTURES, entries, find_pictures
+from petlbench.datasets.readers.columns import IMAGE
 from petlbench.datasets.readers.split_files import by_stem, split_named, stem_and_split
-from petlbench.datasets.readers.table import SUFFIXES, peek
+from petlbench.datasets.readers.table import SUFFIXES, is_binary, peek
 from petlbench.datasets.split import DataError
 
 _HEAD = 2**16
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 @dataclass(frozen=True)
@@ -118,28 +120,32 @@ def candidates(
         )
     if annotations is not None:
         start = folder / annotations
-        raw = list(_file(start, columns) if start.is_file() else _folder(start, columns)) if start.exists() else []
+        looked = _file(start, columns) if start.is_file() else _folder(start, columns, format_name)
+        raw = list(looked) if start.exists() else []
     else:
-        raw = list(_folder(folder, columns))
+        raw = list(_folder(folder, columns, format_name))
         if not raw:
-            raw = [one for inner in entries(folder) if inner.is_dir() for one in _folder(inner, columns)]
+            raw = [one for inner in entries(folder) if inner.is_dir() for one in _folder(inner, columns, format_name)]
     told = hints or {}
     raw = [one for one in raw if all(told.get(key) in (None, value) for key, value in one.options.items())]
     kept = {(one.format, one.files.annotations, *one.options.values()): one for one in raw[::-1]}
     return [_placed(one, folder) for one in list(kept.values())[::-1] if format_name in (None, one.format)]
 
 
-def _folder(folder: Path, columns: TableOptions) -> Iterator[Found]:
+def _folder(folder: Path, columns: TableOptions, wanted: str | None) -> Iterator[Found]:
     names = {path.name: path for path in entries(folder) if path.suffix.lower() not in PICTURES and path.is_file()}
     if saved := next((name for name in ("dataset_dict.json", "state.json") if name in names), None):
         yield _found("huggingface", folder, f"{saved} is what Hugging Face's save_to_disk writes")
         return
-    if meta := next((n for n in ("metadata.csv", "metadata.jsonl", "metadata.parquet") if _is_there(folder, n)), None):
+    if wanted != "table" and (meta := next((name for name in _METADATA if _is_there(folder, name)), None)):
         yield _found("huggingface", folder, f"{meta} beside pictures is the layout of Hugging Face's image folder")
-        return
-    if {"train_caps.txt", "train_filename.txt"} <= names.keys():
-        first = _first_line(names["train_filename.txt"])
-        yield _found("precomp", folder, "train_caps.txt and train_filename.txt are the text layout", picture=first)
+        names = {name: path for name, path in names.items() if name not in _METADATA}
+    for end in (".txt", "_verify.txt"):
+        if {f"train_caps{end}", f"train_filename{end}"} <= names.keys():
+            first = _first_line(names[f"train_filename{end}"])
+            why = f"train_caps{end} and train_filename{end} are the text layout"
+            yield _found("precomp", folder, why, picture=first)
+            break
     tars = [*folder.glob("*.tar"), *folder.glob("*.tar.gz"), *folder.glob("*.tgz")]
     below = [] if tars else list(folder.glob("*/*.tar"))
     if tars or any(split_named(path.parent.name) for path in below):
@@ -175,7 +181,7 @@ def _families(folder: Path, names: dict[str, Path], columns: TableOptions) -> It
             why = f"{told}: lists of objects with `image` and `caption`, as PIR and HarMA have them"
             yield _found("pir-json", folder, why, {"stem": stem} if stem else {}, str(head["image"]))
         else:
-            yield from filter(None, [_table(folder if len(paths) > 1 else paths[0], paths, columns)])
+            yield from filter(None, [_table(folder, paths, columns)])
 
 
 def _json(path: Path, columns: TableOptions) -> Found | None:
@@ -208,6 +214,8 @@ def _table(place: Path, paths: list[Path], columns: TableOptions) -> Found | Non
         chosen, first = peek(paths[0], columns)
     except DataError:  # no table of captions, so no candidate; naming the format tells what is wrong with it
         return None
+    if len(paths) == 1 and chosen.split:
+        place = paths[0]  # it tells splits itself, whatever its name says
     return _found("table", place, f"{', '.join(path.name for path in paths)}: {chosen}", picture=first)
 
 
@@ -220,7 +228,9 @@ def _pictures_inside(path: Path) -> bool:
     except (pa.ArrowException, OSError):
         return False
     return any(
-        pa.types.is_struct(column.type) and {"bytes", "path"} <= {f.name for f in column.type} for column in schema
+        (pa.types.is_struct(column.type) and {"bytes", "path"} <= {f.name for f in column.type})
+        or (is_binary(column.type) and column.name.lower() in IMAGE)
+        for column in schema
     )
 
 
@@ -244,7 +254,7 @@ def _placed(one: Found, folder: Path) -> Found:
         one = replace(one, why=f"{annotations}/: {one.why}")
     if one.files.images is None:
         return Found(one.format, Files(annotations=annotations), one.why, one.options)
-    images, extension, told = find_pictures(folder, one.picture)
+    images, extension, told = find_pictures(folder, one.picture, by_split=one.format == "pir-json")
     options = {**one.options, **({"extension": extension} if extension else {})}
     return Found(one.format, Files(annotations=annotations, images=images), f"{one.why}; {told}", options, one.picture)
 

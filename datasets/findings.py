@@ -54,12 +54,12 @@ CODES: dict[str, Code] = {
     ),
     "D008": Code("error", "pictures are cut off", "always", "leaves them out", "pixels"),
     "D009": Code("warning", "captions have lost letters (U+FFFD)", "never", "fetch them again in the right encoding"),
-    "D010": Code("note", "pictures carry different numbers of captions, or not five", "never", "know it"),
+    "D010": Code("note", "pictures carry different numbers of captions, or not five", "never", "nothing to do"),
     "D011": Code("note", "pictures carry the same caption more than once", "asked", "keeps each string once"),
     "D012": Code(
         "warning", "a caption belongs to several pictures of the split", "never", "train with mask_duplicates"
     ),
-    "D013": Code("warning", "captions of an evaluation split also occur in train", "never", "know it"),
+    "D013": Code("warning", "captions of an evaluation split also occur in train", "never", "nothing to do"),
     "D014": Code("note", "captions hold characters outside ASCII", "never", "harmless if meant"),
     "D015": Code("warning", "captions are too long for CLIP's 77 tokens", "never", "shorten them"),
     "D016": Code("warning", "captions were decoded wrongly, or hold HTML references", "always", "decodes them rightly"),
@@ -99,14 +99,14 @@ CODES: dict[str, Code] = {
         "other",
     ),
     "D026": Code("warning", "pictures are of one colour", "asked", "leaves them out", "pixels"),
-    "D027": Code("note", "captions also occur in another set", "never", "know it", "other"),
+    "D027": Code("note", "captions also occur in another set", "never", "nothing to do", "other"),
     "D030": Code("warning", "duplicate captions cap text-to-image recall", "never", "read duplicate-aware recall"),
     "D031": Code("note", "recall that the scene class alone gives", "never", "read results against it"),
-    "D032": Code("note", "pictures have no scene class", "never", "know it"),
+    "D032": Code("note", "pictures have no scene class", "never", "nothing to do"),
     "D040": Code(
         "note", "captions are equal but for case and punctuation", "never", "train with train.captions=cleaned"
     ),
-    "D041": Code("note", "captions share four fifths of their words", "never", "know it"),
+    "D041": Code("note", "captions share four fifths of their words", "never", "nothing to do"),
 }
 """Every code. Codes keep their meaning from version to version."""
 
@@ -142,7 +142,7 @@ class Finding(BaseModel):
 
     Attributes:
         code: Key of :data:`CODES`.
-        severity: ``error``: results would be wrong or the run fails; ``warning``: think about it; ``note``: know it.
+        severity: ``error``: results would be wrong or the run fails; ``warning``: look at it; ``note``: for information.
         place: The split, or the splits, separated by a comma.
         message: What was found.
         advice: What to do, or what it means for results.

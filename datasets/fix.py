@@ -18,10 +18,10 @@ from petlbench.datasets.card import Card
 from petlbench.datasets.doctor_captions import NORMALISE, has_word
 from petlbench.datasets.findings import CODES, Finding, Item
 from petlbench.datasets.readers.common import few, without_blanks, without_repeats
-from petlbench.datasets.split import DataError, FileImage, Split
+from petlbench.datasets.split import DataError, Split
 from petlbench.datasets.splits import captions_of, subset
 from petlbench.datasets.writers.annotations import write_annotations
-from petlbench.datasets.writers.common import Progress
+from petlbench.datasets.writers.common import Progress, keep_out
 
 CHANGES = "changes.json"
 """Name of the list of changes."""
@@ -143,7 +143,7 @@ def write_mended(
             expressed (a name in two splits). Nothing is left behind then.
     """
     folder = Path(folder).expanduser().absolute()
-    keep_out(folder, [*places, *_picture_folders(mended.splits)])
+    keep_out(folder, places, mended.splits)
     stem = f"{card.name}-mended"
     note = f"Made from {card.name} by benchmark data doctor --fix: {', '.join(mended.codes)}; see {CHANGES}."
     told = card.model_copy(update={"name": stem, "title": f"{card.title} (mended)", "notes": (*card.notes, note)})
@@ -153,17 +153,6 @@ def write_mended(
     return write_annotations(
         mended.splits, folder, told, "karpathy", stem, beside=beside, force=force, progress=progress
     )
-
-
-def keep_out(folder: Path, places: Iterable[Path]) -> None:
-    """Refuse to write into a folder of the user's data.
-
-    Raises:
-        DataError: ``folder`` is one of the places or lies inside one.
-    """
-    for place in places:
-        if folder.resolve().is_relative_to(place.resolve()):
-            raise DataError(f"{folder}: lies in the data folder {place}, which is never written to; choose another one")
 
 
 _STAYS: dict[str, Callable[[str], bool]] = {"D005": lambda text: bool(text.strip()), "D018": has_word}
@@ -221,7 +210,3 @@ def _numbered(split: Split) -> list[tuple[str, int, str]]:
         for image, texts in zip(split.images, captions_of(split), strict=True)
         for number, text in enumerate(texts)
     ]
-
-
-def _picture_folders(splits: Mapping[str, Split]) -> set[Path]:
-    return {image.path.parent for split in splits.values() for image in split.images if isinstance(image, FileImage)}

@@ -22,7 +22,7 @@ ROOT_VARIABLE = "PETLBENCH_DATA"
 FORMATS = tuple(name for name in get_args(Format) if name not in WITHOUT_FILES)
 """Formats of files, as the option ``format`` names them."""
 
-CUTS = ("val_list", "val_images", "val_share", "val_seed", "test_share", "fold", "captions_per_image")
+CUTS = ("val_list", "val_images", "val_files", "val_share", "val_seed", "test_share", "fold", "captions_per_image")
 """Options that make other splits than those whose counts a card tells."""
 
 
@@ -158,6 +158,20 @@ def find_root(card: Card, root: str | Path | None = None) -> Path:
         state = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"data set {card.name}: {folder}{origin} {state}. {how_to_give(card)}")
     return folder
+
+
+def data_folders(card: Card, root: str | Path | None = None) -> list[Path]:
+    """The user's folders that a set is read from: its root, and those of annotations and pictures as card and options say.
+
+    Raises:
+        DataError: As of :func:`find_root`.
+    """
+    if card.files is None:
+        return []
+    folder = find_root(card, root)
+    named = [folder / str(card.options.get("annotations") or card.files.annotations)]
+    named += [folder / str(card.options.get("image_dir") or card.files.images or ".")]
+    return [folder, *(path if path.is_dir() else path.parent for path in named)]
 
 
 def how_to_give(card: Card) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -43,6 +43,9 @@ class SplitOptions(BaseModel):
     fold: str | None = None
     fold_seed: int = 0
     groups: Literal["none", "caption", "picture", "both"] = "none"
+
+    _later: ClassVar[tuple[str, ...]] = ()
+    """Options of a reader that are younger than its first records: told only where they are not the default."""
 
     @field_validator("fold")
     @classmethod
@@ -84,8 +87,9 @@ class SplitOptions(BaseModel):
         # Trials of published splits keep the identity that they had before these options existed.
         values: dict[str, Any] = handler(self)
         own = type(self).__annotations__  # a reader that declares one of them anew always tells it
-        fields = SplitOptions.model_fields
-        return {k: v for k, v in values.items() if k in own or k not in fields or v != fields[k].default}
+        fields = {**type(self).model_fields, **SplitOptions.model_fields}
+        quiet = {*SplitOptions.model_fields} - {*own} | {*self._later}
+        return {k: v for k, v in values.items() if k not in quiet or v != fields[k].default}
 
 
 class FileOptions(SplitOptions):
@@ -129,6 +133,8 @@ class PrecompOptions(FileOptions):
             heeded beside ``val_list``, ``test_share`` alone or ``fold``.
         val_seed: Seed of the one shuffle that decides the cut.
         val_images: As ``val_list``, by its older name.
+        val_files: Whether files that say what validates are heeded where they lie there; another share or seed, or a list,
+            goes before them. False makes the cut of ``val_share`` and ``val_seed``.
     """
 
     labels: Literal["prefix", "ucm_number", "none"] = "prefix"
@@ -136,6 +142,16 @@ class PrecompOptions(FileOptions):
     val_share: float = Field(default=0.2, ge=0, lt=1)
     val_seed: int = 2
     val_images: str | None = None
+    val_files: bool = True
+
+    _later: ClassVar[tuple[str, ...]] = ("val_files",)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the train files are cut by a rule that the user gave, whatever files say."""
+        fields = type(self).model_fields
+        other = any(getattr(self, name) != fields[name].default for name in ("val_share", "val_seed"))
+        return self.val_images is not None or other or not self.val_files
 
     def _rules(self) -> dict[str, bool]:
         # The share is a default here, so that it gives way; the reader itself sees to it and to lists.

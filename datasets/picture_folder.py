@@ -13,25 +13,27 @@ USUAL = ("images", "imgs", "image", "Images", "pictures", "img")
 """Usual names of the folder of the pictures, in the order in which they are tried."""
 
 
-def find_pictures(folder: Path, name: str) -> tuple[str, str | None, str]:
+def find_pictures(folder: Path, name: str, *, by_split: bool = False) -> tuple[str, str | None, str]:
     """The folder of the pictures.
 
     Args:
         folder: Of the set.
         name: Of one picture, as the annotations have it.
+        by_split: Whether the reader also finds pictures without the folder of the split that their names begin with.
 
     Returns:
         The folder relative to ``folder``; the extension that the files have where it differs from the name's; and a
         line for the user.
     """
     short = PurePosixPath(name)
-    names = [short, *([PurePosixPath(*short.parts[1:])] if len(short.parts) > 1 else [])]
-    for place in _places(folder) if name else ():
-        for candidate in names:
+    bare = PurePosixPath(*short.parts[1:]) if by_split and len(short.parts) > 1 else None
+    names = [short, *([bare] if bare else [])] if name else []
+    for candidate in names:
+        for place in _places(folder):
             if (place / candidate).is_file():
                 return _relative(place, folder), None, f"pictures in {_relative(place, folder)}/"
-    for place in _places(folder) if name else ():
-        for candidate in names:
+    for candidate in names:
+        for place in _places(folder):
             for suffix in PICTURES:
                 if (place / candidate).with_suffix(suffix).is_file():
                     told = f"pictures in {_relative(place, folder)}/, with the extension {suffix}"

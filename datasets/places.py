@@ -11,9 +11,10 @@ from petlbench.datasets.card import Card
 from petlbench.datasets.findings import Item
 from petlbench.datasets.layout import find_root
 from petlbench.datasets.readers.arrow_file import ArrowImage
-from petlbench.datasets.readers.columns import choose
+from petlbench.datasets.readers.columns import choose, texts_in
 from petlbench.datasets.readers.json_file import load_json
 from petlbench.datasets.readers.nwpu_json import caption_keys
+from petlbench.datasets.readers.precomp import pairs
 from petlbench.datasets.readers.split_files import by_stem, choose_stem
 from petlbench.datasets.readers.table import load_table, table_files
 from petlbench.datasets.readers.tar_file import TarImage
@@ -101,7 +102,7 @@ def _karpathy(path: Path, options: Any) -> Known:
     for index, item in enumerate(load_json(path)["images"]):
         name = "/".join(filter(None, [item.get("filepath"), item["filename"]]))
         here = f"images[{index}]"
-        captions = [(str(path), f"{here}.sentences[{k}]") for k in range(len(item.get("sentences", ())))]
+        captions = [(str(path), f"{here}.sentences[{k}]") for k in range(len(item.get("sentences") or ()))]
         known[name] = Entry(str(path), here, captions)
     return known
 
@@ -109,8 +110,7 @@ def _karpathy(path: Path, options: Any) -> Known:
 def _precomp(folder: Path, options: Any) -> Known:
     known: Known = {}
     per = options.captions_per_image
-    for part in ("train", "test"):
-        names, captions = folder / f"{part}_filename.txt", folder / f"{part}_caps.txt"
+    for captions, names in pairs(folder, options).values():
         lines = read_lines(names)
         step = per if len(read_lines(captions)) == len(lines) else 1
         for index, name in enumerate(lines[::step]):
@@ -152,10 +152,9 @@ def _table(path: Path, options: Any) -> Known:
         chosen = choose(table.columns, options, str(one))
         for row in table.rows:
             here = (str(one), _after(row.place, one))
-            entry = known.setdefault(str(row.cells[chosen.image]).strip(), Entry(*here))
+            entry = known.setdefault(str(row.cells.get(chosen.image)).strip(), Entry(*here))
             if len(chosen.captions) == 1:  # of several columns, those without a caption are not counted
-                cell = row.cells[chosen.captions[0]]
-                entry.captions += [here] * (len(cell) if isinstance(cell, list) else 1)
+                entry.captions += [here] * len(texts_in(row.cells.get(chosen.captions[0]), row.place))
     return known
 
 

@@ -89,15 +89,22 @@ def decoded(source: Path | BinaryIO, what: str, way_out: str) -> Image.Image:
     """A whole picture, RGB; ``what`` it is and the ``way_out`` are for the message.
 
     Raises:
-        DataError: It is no picture, or not all of one.
+        DataError: It is no picture, or not all of one, or has a channel of more than 8 bits.
     """
     try:
         with Image.open(source) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            mode = picture.mode
+            if mode not in ("F", "I") and not mode.startswith("I;"):
+                return picture.convert("RGB")
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{what} cannot be decoded ({error}). {way_out}, or run `benchmark data doctor` to list every unreadable picture."
         ) from error
+    # Pillow would cut such values off at 255, so that nearly all of the picture turns white, or black.
+    raise DataError(
+        f"{what} has one channel of more than 8 bits (mode {mode}), and nothing says which value is white; scale it to 8 bits and "
+        "save it anew. `benchmark data doctor` lists every such picture."
+    )
 
 
 @dataclass(frozen=True)

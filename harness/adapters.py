@@ -77,22 +77,27 @@ def save_adapter(
     plain, packed = folder / f"{name}{FILE_SUFFIX}", folder / f"{name}{FOLDER_SUFFIX}"
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
         if peft is None:
-            save_file(tensors, Path(scratch) / plain.name, metadata=header)
+            _save(tensors, Path(scratch) / plain.name, header)
             (Path(scratch) / plain.name).replace(plain)
             shutil.rmtree(packed, ignore_errors=True)
             return plain
         known = _known_to_peft(method, model, peft.keys)
         fresh = Path(scratch) / packed.name
         fresh.mkdir()
-        save_file({peft.keys[n]: known[n] for n in peft.keys}, fresh / PEFT_TENSORS, metadata=header)
+        _save({peft.keys[n]: known[n] for n in peft.keys}, fresh / PEFT_TENSORS, header)
         if other := {n: t for n, t in tensors.items() if n not in peft.keys}:
-            save_file(other, fresh / OTHER_TENSORS, metadata=header)
+            _save(other, fresh / OTHER_TENSORS, header)
         (fresh / CONFIG).write_text(json.dumps(dict(peft.config), indent=1, sort_keys=True) + "\n", encoding="utf-8")
         if packed.exists():  # a folder cannot be renamed over another; the old one goes with the scratch folder
             packed.replace(Path(scratch) / "old")
         fresh.replace(packed)
         plain.unlink(missing_ok=True)
         return packed
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, header: dict[str, str]) -> None:
+    save_file(tensors, path, metadata=header)
+    path.chmod(0o644)  # as the record beside it; safetensors' own files are for one user
 
 
 def load_adapter(method: Method, model: nn.Module, trained: Collection[str], path: Path) -> int:

@@ -66,6 +66,7 @@ def pooled_features(data: SplitData, backbone: DualEncoder, precision: str, devi
             try:
                 told = {"backbone": backbone.name, "split": data.split.name, "pictures": data.images.manifest["key"]}
                 save_file({"image": pooled.image.contiguous(), "text": pooled.text.contiguous()}, temporary, told)
+                Path(temporary).chmod(0o644)  # a cache may be shared; save_file and mkstemp are for one user
                 Path(temporary).replace(path)
             finally:
                 Path(temporary).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from petlbench.harness.metrics import METRIC_VERSION, Ranks, recalls
 from petlbench.harness.record import Record
 from petlbench.harness.record_files import ranks_path, read_record
 from petlbench.harness.spec import without_hashes
+from petlbench.leaderboard.load import METRICS, check_record
 
 if TYPE_CHECKING:
     from petlbench.harness.retrial import Places
@@ -73,7 +74,7 @@ def tell(path: Path, places: Places, top: int = 0) -> Told:
         DataError: The data are missing, or are not those of the record.
         PetlbenchError: The model was needed and cannot be built again; as of ``benchmark evaluate``.
     """
-    record = read_record(path)
+    record = _sound(path)
     if record.status != "ok" or "test" not in record.metrics:
         raise RecordError(f"{path}: the trial has status `{record.status}` and no test metrics; run it again")
     split = open_split(record, path, places)
@@ -97,7 +98,7 @@ def share_places(places: Places, paths: Sequence[Path]) -> list[Places]:
     Raises:
         RecordError: A place is given for a backbone or method that none of the records has, or a record is unreadable.
     """
-    specs = [read_record(path).spec for path in paths]
+    specs = [_sound(path).spec for path in paths]
     for part in ("backbone", "method"):
         known = [spec[part]["name"] for spec in specs]
         for given in getattr(places, part):
@@ -110,6 +111,13 @@ def share_places(places: Places, paths: Sequence[Path]) -> list[Places]:
         return {name: given for name, given in getattr(places, part).items() if name == spec[part]["name"]}
 
     return [replace(places, backbone=own("backbone", spec), method=own("method", spec)) for spec in specs]
+
+
+def _sound(path: Path) -> Record:
+    """A record that a board would take."""
+    record = read_record(path)
+    check_record(record, path)
+    return record
 
 
 def holds(ranks: Ranks, top: int, split: Split) -> bool:
@@ -183,7 +191,7 @@ def _again(path: Path, record: Record, places: Places, top: int) -> tuple[Ranks,
             f"{path}: the model, built again here, has mR {found['mR']:.2f}, recorded {part.recalls['mR']:.2f}, so it is not the "
             "one that was recorded; `benchmark evaluate` says what differs"
         )
-    apart = max(abs(found[name] - value) for name, value in part.recalls.items())
+    apart = max(abs(found[name] - part.recalls[name]) for name in METRICS)
     if apart <= _CLOSE:
         return ranks, ()
     return ranks, (
@@ -198,9 +206,14 @@ def _same_recalls(ranks: Ranks, record: Record, path: Path, whose: str) -> None:
             f"{path}: measured with version {part.metric_version} of the metrics, this petlbench has {METRIC_VERSION}; run "
             "the trial again"
         )
-    found = recalls(ranks, part.tie_rule)
-    for name, value in part.recalls.items():
-        if abs(found[name] - value) > _CLOSE:
+    try:
+        found = recalls(ranks, part.tie_rule)
+    except ValueError as error:
+        raise RecordError(
+            f"{path}: key `metrics.test.tie_rule`: {error}; restore the file from version control"
+        ) from error
+    for name in METRICS:
+        if abs(found[name] - (value := part.recalls[name])) > _CLOSE:
             raise RecordError(
                 f"{path}: {whose} gives {name} {found[name]:.4f}, recorded {value:.4f}; restore both from version "
                 "control, or run the trial again"

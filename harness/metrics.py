@@ -157,7 +157,7 @@ class Ranks:
                 if (version := int(stored["metric_version"])) != METRIC_VERSION:
                     raise ValueError(f"metric version {version}, expected {METRIC_VERSION}")
                 return cls(**{name: stored[name] for name in (*wanted, *_OPTIONAL) if name in stored.files})
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # of zipfile: odd flags
             raise ValueError(
                 f"{path}: not a usable ranks file ({error}). Delete it and run the trial again to rewrite it."
             ) from error

@@ -155,6 +155,7 @@ COLUMNS: dict[str, Cell] = {
     "pair_s": _query("pair_s"),
     "cost_device": _cost("device"),
     "cost_threads": _cost("threads"),
+    "cost_processes": _cost("processes"),
     "cost_concurrent_trials": _cost("concurrent trials"),
     "cost_memory_kind": _cost("kind of memory"),
     "cost_packed_seeds": lambda table, row: row.packed,

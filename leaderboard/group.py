@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from petlbench.harness.spec import canonical_json
-from petlbench.leaderboard.load import Entry
+from petlbench.leaderboard.load import Entry, Problem
 from petlbench.leaderboard.scoring import label
 
 UNTRAINED = "none"
@@ -89,6 +89,29 @@ class Group:
     def seeds(self) -> tuple[int, ...]:
         """The seeds, rising."""
         return tuple(entry.record.spec["seed"] for entry in self.entries)
+
+
+def each_seed_once(entries: Iterable[Entry]) -> tuple[list[Entry], list[Problem]]:
+    """Entries without those that would count a seed of a row twice, and a problem for each of these.
+
+    Records of one trial are told apart by their spec, but one trial may be transferred twice, by two rules of what a near
+    duplicate is, with the same pictures left.
+    """
+    kept, problems = [], []
+    first: dict[tuple[Setting, str, Any], Entry] = {}
+    for entry in entries:
+        if entry.record.status == "ok":
+            key = Setting.of(entry), canonical_json(_identity(entry)), entry.record.spec["seed"]
+            if (other := first.setdefault(key, entry)) is not entry:
+                problems.append(
+                    Problem(
+                        entry.name,
+                        f"{entry.path}: same trial, seed and test pictures as {other.name}; keep one of the two",
+                    )
+                )
+                continue
+        kept.append(entry)
+    return kept, problems
 
 
 def group_entries(entries: Iterable[Entry]) -> list[Group]:

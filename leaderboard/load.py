@@ -78,7 +78,7 @@ def load_records(root: Path) -> Loaded:
 
     def read(path: Path, name: str) -> tuple[str, Entry]:
         record = read_record(path)
-        _check(record, path)
+        check_record(record, path)
         return record.spec_id, Entry(path, name, record)
 
     return collect(root, find_records(root), read, "key `spec_id`: same trial")
@@ -113,8 +113,12 @@ def joined(*parts: Loaded) -> Loaded:
     return Loaded([e for part in parts for e in part.entries], [p for part in parts for p in part.problems])
 
 
-def _check(record: Record, path: Path) -> None:
-    """Raise RecordError where a valid record cannot be placed on a board."""
+def check_record(record: Record, path: Path) -> None:
+    """See that a valid record can be placed on a board: its spec is whole and is the one it was hashed as, its recalls fit.
+
+    Raises:
+        RecordError: It cannot; names the key.
+    """
     for key in ("dataset", "backbone", "method"):
         if not isinstance(record.spec.get(key), dict) or "name" not in record.spec[key]:
             raise RecordError(f"{path}: key `spec.{key}.name` is missing; {_AGAIN}")
@@ -129,19 +133,13 @@ def _check(record: Record, path: Path) -> None:
     if record.status != "ok":
         return
     check_finished(record, path)
-    recalls = record.metrics["test"].recalls
-    mean = sum(recalls[m] for m in METRICS[:-1]) / (len(METRICS) - 1)
-    if abs(recalls["mR"] - mean) > 1e-6:
-        raise RecordError(
-            f"{path}: key `metrics.test.recalls.mR` is {recalls['mR']}, but the mean of the six recalls is {mean}; {_AGAIN}"
-        )
 
 
 def check_finished(record: Record, path: Path) -> None:
     """See that a record of status ok, or a transfer in the shape of one, has what a row needs.
 
     Raises:
-        RecordError: A part or a recall is missing, or a recall is no percentage.
+        RecordError: A part or a recall is missing, a recall is no percentage, or mR is not the mean of the recalls.
     """
     for part in ("backbone", "data", "selection", "params", "cost"):
         if getattr(record, part) is None:
@@ -158,6 +156,11 @@ def check_finished(record: Record, path: Path) -> None:
                     f"{path}: key `metrics.test.{place}.{metric}` is {recalls[metric]}, expected 0 to 100 percent; "
                     f"{_AGAIN}"
                 )
+    mean = sum(test.recalls[m] for m in METRICS[:-1]) / (len(METRICS) - 1)
+    if abs(test.recalls["mR"] - mean) > 1e-6:
+        raise RecordError(
+            f"{path}: key `metrics.test.recalls.mR` is {test.recalls['mR']}, but the mean of the six recalls is {mean}; {_AGAIN}"
+        )
 
 
 def _need(found: Iterable[str], key: str, wanted: Iterable[str], path: Path) -> None:

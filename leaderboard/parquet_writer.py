@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from petlbench.harness.json_files import RecordError
 from petlbench.harness.metrics import DEFINITION, METRIC_VERSION
 from petlbench.leaderboard.frame import to_frame
 from petlbench.leaderboard.table import Board
@@ -28,7 +29,7 @@ def render_parquet(board: Board) -> bytes:
     what was not measured is null. The schema's metadata carry the definition of the metric and its version.
 
     Raises:
-        ValueError: A record holds something else than a number where the column needs one; the message names the column.
+        RecordError: A record holds something else than a number where the column needs one; the message names the column.
     """
     frame = to_frame(board)
     arrays = [_array(frame[name]) for name in frame.columns]
@@ -58,7 +59,7 @@ def _array(column: pd.Series) -> pa.Array:
         return pa.array(values, type=wanted)
     except pa.ArrowException as error:
         found = sorted({repr(value)[:80] for value in values if not isinstance(value, int | float | None)})
-        raise ValueError(
+        raise RecordError(
             f"board.parquet: column {name} holds {', '.join(found) or error}, expected {wanted}; correct the records of "
             "these rows (column `records` of board.csv names them), or write the other formats only"
         ) from error

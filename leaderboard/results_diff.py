@@ -12,8 +12,8 @@ from petlbench.leaderboard.load import METRICS, Entry
 RESULT = ("status", "backbone", "data", "selection", "metrics", "params")
 """Parts of a record that are the result of its spec; cost and provenance are of the machine and the day."""
 
-_MEASURED = ("metrics.", "selection.val_mR")
-"""Keys whose numbers may differ by a tolerance; all others must be equal."""
+_RECALLS = {"recalls", "other_rules", "bound", "exact"}
+"""Keys above recalls, whose numbers may differ by a tolerance; so may those of ``selection.val_mR`` and of a two-stage sample."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def changes(a: Record, b: Record, tolerance: float = 0.0) -> Iterator[Change]:
         left, right = one.get(key), two.get(key)
         if left == right:
             continue
-        if not (key.startswith(_MEASURED) and _close(left, right, tolerance)):
+        if not (_is_recall(key) and _close(left, right, tolerance)):
             yield Change(key, left, right)
 
 
@@ -122,6 +122,11 @@ def to_dict(found: FolderDiff, tolerance: float) -> dict[str, Any]:
             for trial in found.differing
         ],
     }
+
+
+def _is_recall(key: str) -> bool:
+    above = key.split(".")[:-1]
+    return key == "selection.val_mR" or bool(_RECALLS & set(above)) or above[-2:] == ["sample", "two_stage"]
 
 
 def _close(a: Any, b: Any, tolerance: float) -> bool:

@@ -156,6 +156,7 @@ def cost_conditions(record: Record) -> dict[str, Any]:
     return {
         "device": cost.device,
         "threads": cost.threads,
+        "processes": cost.workers,
         "concurrent trials": cost.concurrent_trials,
         "kind of memory": cost.memory_kind,
         "cached features": cost.cached_features,

@@ -15,7 +15,7 @@ from petlbench.harness.metrics import class_oracle
 from petlbench.leaderboard import statistics
 from petlbench.leaderboard.collector import collector_paused
 from petlbench.leaderboard.explain import Options, explain, footnotes
-from petlbench.leaderboard.group import Setting, by_setting, group_entries, labels
+from petlbench.leaderboard.group import Setting, by_setting, each_seed_once, group_entries, labels
 from petlbench.leaderboard.load import METRICS, Entry, Loaded, Problem, joined, load_records
 from petlbench.leaderboard.pairwise import LEVEL, Pairwise, compare_rows
 from petlbench.leaderboard.row import Row, make_row
@@ -73,6 +73,11 @@ class Board:
     failures: list[Failure]
     problems: list[Problem] = field(default_factory=list)
 
+    @property
+    def empty(self) -> bool:
+        """Whether the folder held no record, nor anything that should be one."""
+        return not (self.tables or self.failures or self.problems)
+
 
 @collector_paused()
 def build_board(results: Path, options: Options | None = None) -> Board:
@@ -95,7 +100,8 @@ def build_board(results: Path, options: Options | None = None) -> Board:
 def make_board(loaded: Loaded, options: Options | None = None) -> Board:
     """:func:`build_board` of records and transfers that were read already."""
     options = options or Options()
-    entries, problems = loaded.entries, list(loaded.problems)
+    entries, twice = each_seed_once(loaded.entries)
+    problems = [*loaded.problems, *twice]
     groups = group_entries(entries)
     tables = []
     ready: dict[str, Row] = {}
@@ -108,6 +114,7 @@ def make_board(loaded: Loaded, options: Options | None = None) -> Board:
                 problems.extend(wrong)
             # A group in which nothing was chosen stands in several tables: same numbers, another label and rank.
             rows.append(_fresh(ready[group.key], named[group.key]))
+        problems.extend(_of_one_split(rows))
         tables.append(make_table(setting, rows, options))
     failures = [Failure(e, _reason(e)) for e in entries if e.record.status != "ok"]
     return Board(tables, failures, sorted(problems, key=lambda p: (p.name, p.message)))
@@ -131,18 +138,37 @@ def make_table(setting: Setting, rows: Sequence[Row], options: Options) -> Table
     )
 
 
+def _of_one_split(rows: Sequence[Row]) -> list[Problem]:
+    """Take the ranks from rows whose captions belong to other images than those of most rows.
+
+    Equal split hashes promise equal owners; pairing images that are not the same would be worse than no test.
+    """
+    known = [row.owner.tobytes() for row in rows if row.owner is not None]
+    if len(set(known)) <= 1:
+        return []
+    usual = max(known, key=known.count)
+    first = next(row for row in rows if row.owner is not None and row.owner.tobytes() == usual)
+    problems: list[Problem] = []
+    for row in rows:
+        if row.owner is not None and row.owner.tobytes() != usual:
+            row.contributions = row.owner = None
+            problems.extend(
+                Problem(
+                    entry.name,
+                    f"{entry.ranks_path}: assigns captions to images otherwise than {first.group.entries[0].name}, though both "
+                    "records state the same test split; run one of the two again",
+                    unreadable=False,
+                )
+                for entry in row.group.entries
+            )
+    return problems
+
+
 def _compare(rows: Sequence[Row], options: Options) -> int:
     """Fill in intervals and tests against the best row; return how many rows were tested."""
     measured = [row for row in rows if row.contributions is not None]
     if not measured:
         return 0
-    for row in measured:  # equal split hashes promise equal owners; pairing images that are not the same would be worse
-        if not np.array_equal(row.owner, measured[0].owner):  # type: ignore[arg-type]
-            raise ValueError(
-                f"ranks of {row.label} and {measured[0].label} ({row.group.entries[0].name}, "
-                f"{measured[0].group.entries[0].name}) assign captions to images differently, though their records "
-                "state the same test split; run one of the two again"
-            )
     stacked = np.stack([row.contributions for row in measured if row.contributions is not None])
     counts = statistics.resample_counts(stacked.shape[1], options.resamples, options.seed)
     low, high = statistics.percentile_interval(statistics.bootstrap_mr(stacked, counts))

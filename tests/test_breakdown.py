@@ -28,6 +28,7 @@ from petlbench.leaderboard.breakdown import (
     confusion,
     wilson,
 )
+from petlbench.leaderboard.load import METRICS
 from petlbench.leaderboard.plots.confusion import draw
 from petlbench.leaderboard.plots.style import save, styled
 
@@ -198,7 +199,11 @@ def test_a_drawing_says_shares_of_each_class(record):
     ("change", "message"),
     [
         (lambda p: p["data"]["splits"]["test"].update(sha256="0" * 64), "is not the one of"),
-        (lambda p: p["metrics"]["test"]["recalls"].update(mR=1.0), "gives mR"),
+        (lambda p: p["metrics"]["test"].update(recalls=dict.fromkeys(METRICS, 1.0)), "gives i2t_r1"),
+        (lambda p: p["metrics"]["test"]["recalls"].update(mR=1.0), "the mean of the six recalls"),
+        (lambda p: p["metrics"]["test"].update(tie_rule="luck"), "unknown tie rule 'luck'"),
+        (lambda p: p["spec"].pop("backbone"), "`spec.backbone.name` is missing"),
+        (lambda p: p["spec"]["train"].update(lr=123.0), "`spec` hashes to"),
         (lambda p: p.update(status="stopped"), "status `stopped`"),
     ],
 )

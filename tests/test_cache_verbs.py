@@ -43,8 +43,8 @@ def fill(cache: Path, data: Path) -> Path:
     (cache / "probes" / f"{KEY}.json").write_text('{"label": "lora on tiny-clip"}')
     (cache / "shipped" / KEY / "weights").mkdir(parents=True)
     (cache / "shipped" / KEY / "weights" / "a.bin").write_bytes(b"x" * 500)
-    (cache / "huggingface" / "parquet").mkdir(parents=True)
-    (cache / "huggingface" / "parquet" / "a.arrow").write_bytes(b"x" * 700)
+    (cache / "petlbench-huggingface" / "parquet").mkdir(parents=True)
+    (cache / "petlbench-huggingface" / "parquet" / "a.arrow").write_bytes(b"x" * 700)
     (cache / "images" / f".making-{KEY}-abc").mkdir()
     (cache / "features" / "x.tmp").touch()
     return made
@@ -251,6 +251,16 @@ def test_what_a_killed_clear_left_is_listed_and_removed(cache, tmp_path, monkeyp
     assert left["bytes"] > 0
     call("cache", "clear", "--kind", "remains", "--yes")
     assert not Path(left["path"]).exists() and listed("--kind", "remains")["entries"] == []
+
+
+def test_the_hugging_face_cache_of_others_is_left_alone(cache):
+    """A user may put both caches into one folder: PETLBENCH_CACHE=~/.cache."""
+    weights = cache / "huggingface" / "hub" / "models--openai--clip" / "model.bin"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    assert listed()["entries"] == []
+    call("cache", "clear", "--all", "--yes")
+    assert weights.read_bytes() == b"weights"
 
 
 def test_holds_are_shared_or_alone(tmp_path):

@@ -118,11 +118,39 @@ def test_the_folder_of_the_pictures_and_their_extension(tmp_path):
     write_picture(place / "tiles" / "deep" / "a.tif")
     assert find_pictures(place, "a.tif")[:2] == ("tiles/deep", None)
     assert find_pictures(place, "a.jpg")[:2] == ("tiles/deep", "tif")
-    assert find_pictures(place, "train/a.tif")[:2] == ("tiles/deep", None)
+    assert find_pictures(place, "train/a.tif", by_split=True)[:2] == ("tiles/deep", None)
+    assert "train/a.tif is not there" in find_pictures(place, "train/a.tif")[2], "other readers keep the name whole"
     write_picture(place / "images" / "a.tif")
     assert find_pictures(place, "a.tif")[:2] == ("images", None)
     where, extension, told = find_pictures(place, "z.jpg")
     assert (where, extension) == ("images", "tif") and "z.jpg is not there" in told
+
+
+@pytest.mark.parametrize("make", [lambda place: table(place, image="images/a.jpg"), pir])
+def test_names_from_the_root_of_the_set_are_found(tmp_path, make):
+    place = make(folder(tmp_path))
+    for name in ("a.jpg", "train/a.jpg", "test/b.jpg"):
+        write_picture(place / "images" / name)
+    pictures = [image for split in load(place).values() for image in split.images]
+    assert pictures and all(image.path.is_file() for image in pictures)
+
+
+def test_metadata_beside_other_annotations_decides_nothing(tmp_path):
+    place = karpathy(folder(tmp_path))
+    write_picture(place / "images" / "a.jpg")
+    (place / "images" / "metadata.csv").write_text("file_name,caption\na.jpg,z\n")
+    refused(lambda: load(place), "fit 2 descriptions", "--set format=huggingface", "--set format=karpathy")
+    assert load(place, format="karpathy")["train"].captions == ("a cat", "a dog")
+    (place / "set.json").unlink()
+    assert load(place)["train"].captions == ("z",)
+    assert detect(place, "table").files.annotations == "images/metadata.csv"
+
+
+def test_a_lone_table_is_of_the_split_of_its_name(tmp_path):
+    place = table(folder(tmp_path), "test.csv")
+    assert list(load(place)) == ["test"]
+    (place / "test.csv").write_text("image,caption,split\na.jpg,x,val\n")
+    assert list(load(place)) == ["val"], "unless it tells splits itself"
 
 
 def test_a_known_set_is_read_from_the_layout_that_is_there(tmp_path):

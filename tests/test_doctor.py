@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from cli_calls import call
 from data_files import item, karpathy_set, write_json, write_picture
 from doctor_sets import CARD, read
 from rich.console import Console
@@ -102,6 +103,15 @@ def test_blank_captions_are_a_warning_where_the_card_drops_them(tmp_path):
     report = examine(read(path), card, check_pixels=False)
     assert told(report, "D005").severity == "warning"
     assert told(report, "D003") is None and report.ok
+
+
+def test_a_row_without_a_caption_is_named_with_its_line(tmp_path):
+    write_picture(tmp_path / "set" / "images" / "a.jpg")
+    rows = [{"image": "a.jpg", "caption": "a port"}, {"image": "a.jpg"}]
+    (tmp_path / "set" / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = call("data", "doctor", tmp_path / "set", "--json")
+    (blank,) = (one for one in made.json["findings"] if one["code"] == "D005")
+    assert [item["entry"] for item in blank["items"]] == ["line 2"] and made.code == 1
 
 
 def test_pictures_without_captions(tmp_path):

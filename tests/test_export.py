@@ -145,6 +145,28 @@ def test_nothing_is_overwritten_and_nothing_left_half_done(tmp_path):
     assert not list((tmp_path / "odd").iterdir())
 
 
+@pytest.mark.parametrize("place", ["files", "files/new", "files/pictures/new"])
+def test_the_data_folder_is_never_written_to(tmp_path, place):
+    card, root = small_set(tmp_path)
+    before = sorted(root.rglob("*"))
+    told = call("data", "export", card, "--root", root, "--format", "csv", "--out", tmp_path / place, "--force").error
+    assert "which is never written to" in told and sorted(root.rglob("*")) == before
+
+
+def test_pictures_in_folders_of_splits_are_found_again(tmp_path):
+    items = []
+    for split in ("train", "val", "test"):
+        write_picture(tmp_path / "set" / "images" / split / "a.jpg")
+        items.append(item(f"{split}/a.jpg", split))
+    write_json(tmp_path / "set", items)
+    splits = load(tmp_path / "set")
+    written = write_annotations(splits, tmp_path / "out", load_card(tmp_path / "set"), "pir-json", pictures="refer")
+    back = load(written[-1])
+    assert hashes(back) == hashes(splits)
+    for name, split in splits.items():
+        assert [image.path for image in back[name].images] == [image.path for image in split.images]
+
+
 def test_the_verb_writes_and_says_how_to_read(tmp_path):
     card, root = small_set(tmp_path)
     out = tmp_path / "out"

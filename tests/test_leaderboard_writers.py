@@ -56,7 +56,11 @@ def test_a_toy_domain_says_so(tmp_path, names):
 
 @pytest.mark.parametrize(
     ("key", "value", "said"),
-    [("device", "NVIDIA H200", "device: NVIDIA H200 (prompt) / cpu (lora)"), ("threads", 8, "threads: 1 (lora)")],
+    [
+        ("device", "NVIDIA H200", "device: NVIDIA H200 (prompt) / cpu (lora)"),
+        ("threads", 8, "threads: 1 (lora)"),
+        ("workers", 4, "processes: 1 (lora)"),
+    ],
 )
 def test_costs_of_other_conditions_get_a_footnote(tmp_path, key, value, said):
     put_record(tmp_path)

@@ -280,6 +280,23 @@ def test_bad_ranks_file_is_named(tmp_path, change, complaint):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("flag", [1 << 0, 1 << 5])
+def test_archives_of_a_kind_that_cannot_be_read_are_named(tmp_path, flag):
+    """One flipped bit makes a member encrypted, or patched data, for which zipfile has exceptions of its own."""
+    path = tmp_path / "test.npz"
+    rank_scores(np.eye(3), [0, 1, 2], [0, 1, 2]).save(path)
+    whole = bytearray(path.read_bytes())
+    for begin, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = whole.find(begin)
+        while place >= 0:
+            whole[place + offset] |= flag
+            place = whole.find(begin, place + 1)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="not a usable ranks file") as caught:
+        Ranks.load(path)
+    assert str(path) in str(caught.value)
+
+
 def test_files_that_are_no_archives(tmp_path):
     path = tmp_path / "test.npz"
     with pytest.raises(FileNotFoundError):

@@ -6,6 +6,8 @@ import pickle
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from data_files import write_picture
 from PIL import Image
@@ -130,6 +132,22 @@ def test_parquet_with_pictures_inside(tmp_path):
     assert names(splits["train"]) == ["p_1.png", "p_2.png"] and splits["train"].images[0].open().size == (8, 8)
 
 
+@pytest.mark.parametrize("kind", ["struct", "binary", "large_binary"])
+def test_parquet_that_lost_the_word_for_pictures(tmp_path, kind):
+    """What pandas writes of a hub file: the bytes are there, the library's note that they are a picture is not."""
+    (tmp_path / "set").mkdir()
+    cells = [stored(n, f"p_{n}.png") for n in (1, 2)]
+    if kind != "struct":
+        cells = pa.array([cell["bytes"] for cell in cells], getattr(pa, kind)())
+    pa.parquet.write_table(
+        pa.table({"image": cells, "caption": ["a port", "a lake"]}), tmp_path / "set" / "train.parquet"
+    )
+    split = load(tmp_path / "set")["train"]
+    assert names(split) == (["p_1.png", "p_2.png"] if kind == "struct" else ["train-000000", "train-000001"])
+    expected = np.array(Image.open(io.BytesIO(stored(2)["bytes"])))
+    assert split.captions == ("a port", "a lake") and np.array_equal(split.images[1].open(), expected)
+
+
 def test_the_hub_is_named_in_a_card_or_as_hf(tmp_path, monkeypatch):
     asked = {}
 
@@ -141,7 +159,7 @@ def test_the_hub_is_named_in_a_card_or_as_hf(tmp_path, monkeypatch):
     splits = load("hf:owner/rs-captions", revision="abc123")
     assert list(splits) == ["train", "val"]
     assert asked["place"] == "owner/rs-captions" and asked["revision"] == "abc123"
-    assert asked["cache_dir"] == str(tmp_path / "cache" / "huggingface")
+    assert asked["cache_dir"] == str(tmp_path / "cache" / "petlbench-huggingface")
     assert "trust_remote_code" not in asked
     card = load_card("hf:owner/rs-captions")
     assert card.name == "owner-rs-captions" and card.options == {"repo": "owner/rs-captions"}

@@ -78,6 +78,23 @@ def test_cells_with_lists_and_captions_by_picture_name(tmp_path):
     assert read_table(path, tmp_path)["train"].owner.tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize(
+    "cell",
+    ["['a port', \"a lake's shore\"]", '["a port", "a lake\'s shore"]', "['a port'\n \"a lake's shore\"]"],
+    ids=["list", "json", "array"],
+)
+def test_lists_that_became_text_are_lists_again(tmp_path, cell):
+    quoted = cell.replace('"', '""')
+    split = read_table(text(tmp_path, f'image,caption\na.jpg,"{quoted}"\nb.jpg,[sic] a field\n'), tmp_path)["train"]
+    assert split.captions == ("a port", "a lake's shore", "[sic] a field") and split.owner.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("cell", ["['a port', None]", "['a port' + 'x']", "['a port]", "['a', b'port']"])
+def test_what_only_begins_like_a_list_is_refused(tmp_path, cell):
+    path = text(tmp_path, f'image,caption\na.jpg,"{cell}"\n')
+    refused(lambda: read_table(path, tmp_path), f"{path}:2", "`caption`", "begins like a list of captions")
+
+
 def test_a_table_for_each_split(tmp_path):
     for part in ("train", "val", "test"):
         text(tmp_path, f"image,caption\n{part}.jpg,of {part}\n", f"rs_{part}.csv")

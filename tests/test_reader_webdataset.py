@@ -63,6 +63,18 @@ def test_shards_belong_to_the_split_of_their_name(tmp_path):
     assert not any(path.is_dir() and path.name != "test" for path in tmp_path.iterdir()), "nothing is unpacked"
 
 
+def test_the_longest_beginning_of_a_name_decides(tmp_path):
+    for number in range(3):
+        write_tar(tmp_path / f"shard-0{number}.tar", samples(number))
+    parts = {"shard-0": "train", "shard-01": "test", "shard-02": "val"}
+    splits = read_webdataset(tmp_path, WebDatasetOptions(parts=parts))
+    assert {name: names(split) for name, split in splits.items()} == {
+        "train": ["p_000.png"],
+        "val": ["p_002.png"],
+        "test": ["p_001.png"],
+    }
+
+
 def test_captions_class_name_and_split_from_json(tmp_path):
     told = [
         {"caption": ["x", "y"], "split": "train", "class": "river", "filename": "river_7.tif"},

@@ -1,5 +1,6 @@
 """Readers: what they read, and what they say of files that are wrong."""
 
+import json
 import random
 from pathlib import Path
 
@@ -8,13 +9,16 @@ import pytest
 from data_files import item, precomp_set, write_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from support import refused, shared_path
 
+from petlbench.datasets.load import load
 from petlbench.datasets.options import KarpathyOptions, PrecompOptions
 from petlbench.datasets.readers.alignment import locate
 from petlbench.datasets.readers.common import label_of
 from petlbench.datasets.readers.karpathy import read_karpathy
 from petlbench.datasets.readers.precomp import read_lines, read_precomp
+from petlbench.datasets.split import FileImage
 
 # Karpathy JSON
 
@@ -105,6 +109,18 @@ def test_karpathy_json_errors_give_line_and_column(tmp_path):
     refused(lambda: read_karpathy(tmp_path / "no.json", tmp_path), "no.json", "cannot be read")
 
 
+def test_half_a_character_is_refused_by_name(tmp_path):
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps({"images": [item("a.jpg", captions=["x", "cap \ud83d"])]}))
+    refused(lambda: read_karpathy(path, tmp_path), "'a.jpg'", r"'cap \ud83d'", "half a character", "UTF-8")
+
+
+@pytest.mark.parametrize("values", [np.uint16, np.int32, np.float32])
+def test_pictures_of_more_than_8_bits_are_refused(tmp_path, values):
+    Image.fromarray(np.full((4, 4), 900, values)).save(tmp_path / "a.tif")
+    refused(FileImage(tmp_path / "a.tif", "a.tif").open, "a.tif", "more than 8 bits", "scale it")
+
+
 # Text files
 
 
@@ -143,6 +159,53 @@ def test_precomp_cut_by_a_list_of_names(tmp_path):
     assert len(splits["train"].images) == 8
     chosen.write_text("trainx_7.jpg\ntestx_2.jpg\n")
     refused(lambda: read_precomp(tmp_path, tmp_path, PrecompOptions(val_images=str(chosen))), f"{chosen}:2", "testx_2")
+
+
+def own_validation(folder: Path, ending: str, train: list[int], val: list[int]) -> Path:
+    """Files of a cut beside (or in place of) the whole: five lines a name for validation, as AMFMN's code writes them."""
+    captions = read_lines(folder / "train_caps.txt")
+    for part, chosen, form in (("train", train, 1), ("val", val, 5)):
+        names = [f"trainx_{index}.jpg" for index in chosen for _ in range(form)]
+        lines = [line for index in chosen for line in captions[5 * index : 5 * index + 5]]
+        (folder / f"{part}_filename{ending}.txt").write_text("".join(f"{name}\n" for name in names))
+        (folder / f"{part}_caps{ending}.txt").write_text("".join(f"{line}\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize(("ending", "whole"), [("", True), ("_verify", True), ("_verify", False)])
+def test_precomp_files_may_say_what_validates(tmp_path, ending, whole):
+    folder = precomp_set(tmp_path)
+    own_validation(folder, ending, [0, 1, 2, 4, 5, 6, 8, 9], [7, 3])
+    if not whole:
+        (folder / "train_caps.txt").unlink()
+        (folder / "train_filename.txt").unlink()
+
+    def read(**options):
+        splits = load(folder, **options)
+        return {name: [image.name for image in split.images] for name, split in splits.items()}
+
+    found = read()
+    assert found["val"] == ["trainx_7.jpg", "trainx_3.jpg"] and len(found["train"]) == 8 and len(found["test"]) == 3
+    assert load(folder)["val"].captions[5] == "houses from above"
+    for options in ({"val_files": False}, {"val_share": 0.5}, {"val_seed": 3}, {"fold": "1/3"}):
+        cut = read(**options)
+        everyone = {name for names in cut.values() for name in names}
+        assert len(everyone) == 13 and cut["val"] != found["val"], "a rule of one's own cuts all of train and val"
+    assert len(read(val_share=0)["train"]) == 10
+
+
+def test_precomp_validation_files_that_do_not_fit(tmp_path):
+    folder = own_validation(precomp_set(tmp_path), "", list(range(10)), [3])
+    refused(lambda: read_precomp(folder, folder), "train_filename.txt and in val_filename.txt", "'trainx_3.jpg'")
+    (folder / "val_caps.txt").unlink()
+    refused(lambda: read_precomp(folder, folder), "val_filename.txt is there, but val_caps.txt is not")
+
+
+def test_precomp_records_of_before_keep_their_options():
+    assert (
+        "val_files" not in PrecompOptions().model_dump()
+        and not PrecompOptions(val_files=False).model_dump()["val_files"]
+    )
 
 
 @given(st.integers(1, 30), st.integers(0, 3), st.sampled_from([0.0, 0.2, 0.5]))

@@ -22,7 +22,10 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("benchmark ")
 ]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md", "methods/README.md"]
+DOCUMENTS = [
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md", "methods/README.md"),
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
+]
 
 
 def expanded(command: str) -> list[str]:

@@ -188,6 +188,24 @@ def test_other_data_or_another_status_is_a_difference_at_any_tolerance(tmp_path)
     assert done.code == 1 and "status: 'ok' against 'failed'" in done.out
 
 
+def test_only_recalls_have_a_tolerance(tmp_path):
+    put_record(tmp_path / "a")
+    put_record(tmp_path / "b", change=lambda p: p["metrics"]["test"].update(metric_version=2))
+    done = call("results", "diff", tmp_path / "a", tmp_path / "b", "--tolerance", "100")
+    assert done.code == 1 and "metrics.test.metric_version" in done.out
+
+
+@pytest.mark.parametrize(
+    "verb", [("results", "diff"), ("leaderboard", "--results"), ("leaderboard", "--json", "--results")]
+)
+def test_a_folder_without_records_is_no_answer(tmp_path, verb):
+    three(tmp_path / "a", 3.0)
+    inside = [tmp_path / "a" / "toyset"] * (2 if verb[-1] == "diff" else 1)
+    told = call(*verb, *inside)
+    assert "holds no record" in told.error and "folder above" in told.error
+    assert not list(tmp_path.rglob("board.*"))
+
+
 def test_cost_and_provenance_are_not_compared(tmp_path):
     put_record(tmp_path / "a")
     put_record(tmp_path / "b", change=lambda p: (p["cost"].update(train_s=99.0), p["provenance"].update(git="1" * 40)))

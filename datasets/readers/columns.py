@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import io
+import json
 import re
+import textwrap
+import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +35,8 @@ SPLIT = ("split", "partition", "subset")
 CLASS = ("class", "class_name", "label_name", "label", "category", "scene")
 
 _NUMBERED = re.compile(r"(?P<word>.*?[^_ \d])[_ ]?(?P<number>\d+)")
+_LIST = re.compile(r"\s*\[\s*['\"].*\]\s*", re.DOTALL)
+_LINE_ENDS = (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,39 @@ def gather(rows: Iterable[Row], chosen: Chosen, options: ColumnOptions, split: s
     return {part: entries[part] for part in SPLITS if part in entries}
 
 
+def texts_in(cell: Any, place: str) -> list[Any]:
+    """The captions of a cell: those of a list, or of the text that a list becomes in a CSV file, else the one it holds.
+
+    pandas writes ``['a plane .', 'a field .']``, with commas or (from an array) without, and JSON has double quotes.
+
+    Raises:
+        DataError: The text begins like a list of texts, but is none.
+    """
+    if isinstance(cell, (list, tuple)):
+        return list(cell)
+    if not isinstance(cell, str) or not _LIST.match(cell):
+        return [cell]
+    try:
+        told = json.loads(cell)
+        if isinstance(told, list) and told and all(isinstance(text, str) for text in told):
+            return told
+    except ValueError:
+        pass  # Python's own way of writing lists is tried next
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(cell.strip()).readline))
+        words = [token.string for token in tokens if token.type == tokenize.STRING]
+        rest = [token.string for token in tokens if token.type not in (tokenize.STRING, *_LINE_ENDS)]
+        told = [ast.literal_eval(word) for word in words]
+        if rest[0] == "[" and rest[-1] == "]" and set(rest[1:-1]) <= {","} and all(isinstance(t, str) for t in told):
+            return told
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        pass  # told below
+    raise DataError(
+        f"{place} holds {textwrap.shorten(repr(cell), 80)}, which begins like a list of captions but cannot be read as one; write "
+        "each caption in a row or a column of its own"
+    )
+
+
 def resolve_split(word: str, known: Mapping[str, str], place: str) -> str:
     """A split for what a file calls it: the user's word for it, else one of the usual words.
 
@@ -198,12 +238,12 @@ def _label(row: Row, chosen: Chosen) -> str | None:
 def _texts(row: Row, name: str, chosen: Chosen, options: ColumnOptions) -> list[str]:
     texts: list[str] = []
     for column in chosen.captions:
-        cell = row.cells.get(column)
-        listed = list(cell) if isinstance(cell, (list, tuple)) else [cell]
-        for text in listed:
+        told = texts_in(row.cells.get(column), f"{row.place}: column `{column}`")
+        for text in told:
             if text is not None and not isinstance(text, str):
-                raise DataError(f"{row.place}: column `{column}` of {name!r} holds {text!r}, expected a caption")
-        texts += [(text or "").strip() for text in listed]
+                found = textwrap.shorten(repr(text), 80)
+                raise DataError(f"{row.place}: column `{column}` of {name!r} holds {found}, expected a caption")
+        texts += [(text or "").strip() for text in told]
     if len(chosen.captions) > 1 and any(texts):
         texts = [text for text in texts if text]  # a picture may have fewer captions than there are columns
     if options.blank == "error" and not all(texts):

@@ -77,7 +77,11 @@ def make_splits(entries: dict[str, list[Entry]], images: Path, options: FileOpti
         entries: Entries by split name.
         images: Folder of the pictures that are files of their name.
         options: ``extension`` and ``blank`` are heeded here (``error`` is the reader's affair: it knows the line).
+
+    Raises:
+        DataError: A name or a caption cannot be written as UTF-8.
     """
+    _check_characters(entries)
     known = {entry.label for listed in entries.values() for entry in listed} - {None}
     classes = tuple(sorted(label for label in known if label is not None))
     number = {label: index for index, label in enumerate(classes)}
@@ -96,6 +100,20 @@ def make_splits(entries: dict[str, list[Entry]], images: Path, options: FileOpti
         )
         splits[name] = without_blanks(split) if options.blank == "drop" else split
     return splits
+
+
+def _check_characters(entries: dict[str, list[Entry]]) -> None:
+    """Refuse half characters, which JSON can hold (an emoji cut in two) and nothing can be made of."""
+    for split, listed in entries.items():
+        for entry in listed:
+            for text in (entry.name, *entry.captions):
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:
+                    raise DataError(
+                        f"split {split}: the picture {entry.name!a}: {text!a} holds half a character "
+                        f"({text[error.start]!a}, a surrogate without its other half); write the text anew as UTF-8"
+                    ) from error
 
 
 def picture_in(folder: Path, file: str, options: FileOptions, name: str | None = None) -> FileImage:

@@ -1,8 +1,8 @@
 """Reader of Hugging Face data sets, through the library ``datasets``: from a folder or from the hub.
 
 A folder is what ``save_to_disk`` wrote, or Parquet files, or pictures with ``metadata.csv`` or ``metadata.jsonl`` (the library's
-image folder). Code that comes with a data set is never run. The library's own files go to ``huggingface/`` of petlbench's cache
-folder; the user's folder is only read.
+image folder). Code that comes with a data set is never run. The library's own files go to a folder of their own in
+petlbench's cache; the user's folder is only read.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 from PIL import Image
 
-from petlbench.datasets.cache import cache_folder
+from petlbench.datasets.cache import LIBRARY, cache_folder
 from petlbench.datasets.options import FileOptions, HuggingFaceOptions
-from petlbench.datasets.readers.columns import Row, choose, gather
+from petlbench.datasets.readers.columns import IMAGE, Row, choose, gather
 from petlbench.datasets.readers.common import Entry, make_splits
 from petlbench.datasets.readers.split_files import split_named
 from petlbench.datasets.readers.stored_picture import decoded
@@ -137,7 +137,9 @@ def _read_part(source: Source, part: str, split: str, options: HuggingFaceOption
     if not len(data):
         raise DataError(f"{told}: the split has no rows; leave it out by splits={{{part}: drop}}")
     pictures = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
-    column = options.image_column or next(iter(pictures), None)
+    column = options.image_column or next(
+        (name for name in pictures if name.lower() in IMAGE), next(iter(pictures), None)
+    )
     if column is None or column not in pictures:
         there = ", ".join(f"{name} ({_kind(feature)})" for name, feature in data.features.items())
         raise DataError(
@@ -247,7 +249,7 @@ def _load(source: Source) -> Mapping[str, Any]:
                 source.place,
                 name=source.config,
                 revision=source.revision,
-                cache_dir=str(cache_folder() / "huggingface"),
+                cache_dir=str(cache_folder() / LIBRARY),
             )
     except Exception as error:  # the library raises what its many parts raise
         way = (
@@ -262,7 +264,20 @@ def _load(source: Source) -> Mapping[str, Any]:
         raise DataError(
             f"{source.place}: cannot be loaded ({type(error).__name__}: {lines[0][:300]}); {way}"
         ) from error
-    return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    return {part: _with_pictures(data) for part, data in parts.items()}
+
+
+def _with_pictures(data: Any) -> Any:
+    """The rows with columns of files' bytes as pictures, where none is one: pandas keeps the bytes, but not what they are."""
+    datasets = _library()
+    if any(isinstance(feature, datasets.Image) for feature in data.features.values()):
+        return data
+    for name, feature in data.features.items():
+        stored = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
+        if stored or getattr(feature, "dtype", None) in ("binary", "large_binary"):
+            data = data.cast_column(name, datasets.Image())
+    return data
 
 
 @lru_cache(maxsize=32)

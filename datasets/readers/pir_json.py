@@ -51,9 +51,16 @@ def read_pir_json(folder: Path, images: Path, options: PirJsonOptions | None = N
                     f"{files[split]}: the picture {entry.name!r} is in {other.name} too; a picture belongs to one split"
                 )
     for split, listed in bare.items():
-        if bare is not read and (images / split).is_dir():
+        if bare is not read and _lies_in(images / split, images, listed[0].name, options):
             bare[split] = [replace(one, image=picture_in(images / split, one.name, options)) for one in listed]
     return make_splits(bare, images, options)
+
+
+def _lies_in(inner: Path, images: Path, name: str, options: PirJsonOptions) -> bool:
+    """Whether a picture lies in the folder of its split; a name may begin with that of a split by itself."""
+    if not inner.is_dir():
+        return False
+    return picture_in(inner, name, options).path.is_file() or not picture_in(images, name, options).path.is_file()
 
 
 def _read(path: Path, options: PirJsonOptions) -> list[Entry]:

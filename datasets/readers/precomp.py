@@ -3,7 +3,9 @@
 ``train_caps.txt`` and ``test_caps.txt`` hold five consecutive lines per picture; ``train_filename.txt`` names each
 picture once, ``test_filename.txt`` five times. Both forms are told apart by comparing lengths, as the loaders of those
 repositories do. The train files hold train *and* validation pictures; the cut is PE-RSITR's (``train.py``: one shuffle
-of the picture list in file order with Python's generator, the last fifth validates).
+of the picture list in file order with Python's generator, the last fifth validates). A folder may say itself what validates:
+by ``val_caps.txt`` and ``val_filename.txt``, or by both parts of the cut, as AMFMN's code and its heirs write them
+(``train_caps_verify.txt``, ``val_filename_verify.txt`` and so on) and as SWAN hands them on.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ from petlbench.datasets.split import DataError, Split
 
 FILES = ("train_caps.txt", "train_filename.txt", "test_caps.txt", "test_filename.txt")
 
+Pair = tuple[Path, Path]
+"""A file of captions and one of names."""
+
 
 def read_precomp(folder: Path, images: Path, options: PrecompOptions | None = None) -> dict[str, Split]:
-    """Read the four text files of a folder.
+    """Read the text files of a folder.
 
     Args:
         folder: Where the text files lie.
@@ -35,19 +40,51 @@ def read_precomp(folder: Path, images: Path, options: PrecompOptions | None = No
         DataError: A file is missing, or lines do not fit together; names file and line.
     """
     options = options or PrecompOptions()
-    missing = [name for name in FILES if not (folder / name).is_file()]
+    files = pairs(folder, options)
+    read = {name: _pair(*pair, options) for name, pair in files.items()}
+    home: dict[str, str] = {}
+    for name, listed in read.items():
+        both = [entry.name for entry in listed if home.setdefault(entry.name, name) != name]
+        if both:
+            raise DataError(
+                f"{folder}: {len(both)} pictures are named in {files[home[both[0]]][1].name} and in {files[name][1].name}, "
+                f"e.g. {both[0]!r}; a picture belongs to one split"
+            )
+    if options.cuts or "val" not in read:
+        read["train"], read["val"] = _cut([*read["train"], *read.get("val", [])], options)
+    return make_splits({name: listed for name, listed in read.items() if listed}, images, options)
+
+
+def pairs(folder: Path, options: PrecompOptions | None = None) -> dict[str, Pair]:
+    """The files that are read, by what they describe: ``train``, ``val`` where it has files of its own, ``test``.
+
+    Args:
+        folder: Where they lie.
+        options: Whether train is cut by a rule; then the parts of an earlier cut are left alone, if the whole is there.
+
+    Raises:
+        DataError: Some are missing.
+    """
+    options = options or PrecompOptions()
+    whole, test, val = (_named(folder, part) for part in ("train", "test", "val"))
+    parts = {part: _named(folder, part, "_verify") for part in ("train", "val")}
+    missing = [path.name for path in (*whole, *test) if not path.is_file()]
+    cut = all(path.is_file() for pair in parts.values() for path in pair)
+    if cut and test[0].is_file() and test[1].is_file() and (missing or not options.cuts):
+        return {**parts, "test": test}
     if missing:
         raise DataError(f"{folder}: {', '.join(missing)} not found; expected the four files {', '.join(FILES)}")
-    train = _pair(folder / "train_caps.txt", folder / "train_filename.txt", options)
-    test = _pair(folder / "test_caps.txt", folder / "test_filename.txt", options)
-    if both := sorted({entry.name for entry in train} & {entry.name for entry in test}):
+    there = [path for path in val if path.is_file()]
+    if len(there) == 1:
+        lacking = next(path for path in val if path not in there)
         raise DataError(
-            f"{folder}: {len(both)} pictures are named in train_filename.txt and in test_filename.txt, "
-            f"e.g. {both[0]!r}; a picture belongs to one split"
+            f"{folder}: {there[0].name} is there, but {lacking.name} is not; put it beside, or move the other away"
         )
-    cut, val = _cut(train, options)
-    entries = {"train": cut, "val": val, "test": test}
-    return make_splits({name: listed for name, listed in entries.items() if listed}, images, options)
+    return {"train": whole, **({"val": val} if there else {}), "test": test}
+
+
+def _named(folder: Path, part: str, ending: str = "") -> Pair:
+    return folder / f"{part}_caps{ending}.txt", folder / f"{part}_filename{ending}.txt"
 
 
 def _pair(caps: Path, filenames: Path, options: PrecompOptions) -> list[Entry]:

@@ -157,7 +157,7 @@ def _parquet(path: Path) -> Table:
     try:
         with pq.ParquetFile(path) as file:  # by itself: read_table would take names of folders for columns
             schema = file.schema_arrow
-            inside = [f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_struct(f.type)]
+            inside = [f.name for f in schema if is_binary(f.type) or pa.types.is_struct(f.type)]
             columns = [name for name in schema.names if name not in inside]
             listed = file.read(columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
@@ -166,9 +166,17 @@ def _parquet(path: Path) -> Table:
         "image" in name.lower() or "path" in name.lower() or "file" in name.lower() for name in columns
     ):
         raise DataError(
-            f"{path}: the pictures themselves are in column `{inside[0]}`; read the file by the option format=huggingface"
+            f"{path}: the pictures themselves are in column `{inside[0]}`; read the file by the options format=huggingface and "
+            f"image_column={inside[0]}"
         )
     return Table(columns, [Row(f"{path}: row {number}", cells) for number, cells in enumerate(listed)])
+
+
+def is_binary(kind: Any) -> bool:
+    """Whether a pyarrow type holds bytes of any length, as of picture files."""
+    import pyarrow as pa
+
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _json(path: Path) -> Table:

@@ -102,7 +102,7 @@ def _splits(read: list[_Read], source: Path, options: WebDatasetOptions) -> dict
 
 
 def _split_of(shard: Path, base: Path, options: WebDatasetOptions) -> str | None:
-    for begin, told in options.parts.items():
+    for begin, told in sorted(options.parts.items(), key=lambda part: -len(part[0])):  # shard-01 before shard-0
         if shard.relative_to(base).as_posix().startswith(begin) or shard.name.startswith(begin):
             return told
     for name in (shard.name, shard.parent.name if shard.parent != base else ""):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -110,6 +110,25 @@ def file_bytes(image: ImageRef) -> bytes:
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
         return buffer.getvalue()
+
+
+def keep_out(folder: Path, places: Iterable[Path], splits: Mapping[str, Split]) -> None:
+    """Refuse to write into a folder of the user's data.
+
+    Args:
+        folder: Where something shall be written.
+        places: Folders that the set is read from.
+        splits: Of the set, whose pictures may lie elsewhere.
+
+    Raises:
+        DataError: ``folder`` is one of the places, or a folder of the pictures, or lies inside one.
+    """
+    pictures = {
+        image.path.parent for split in splits.values() for image in split.images if isinstance(image, FileImage)
+    }
+    for place in (*places, *sorted(pictures)):
+        if folder.resolve().is_relative_to(place.resolve()):
+            raise DataError(f"{folder}: lies in the data folder {place}, which is never written to; choose another one")
 
 
 def refuse_to_overwrite(folder: Path, names: Sequence[str], force: bool) -> None:

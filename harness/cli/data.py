@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -102,11 +103,15 @@ def export(
     Splits are written as they are read, with their order, so that their hashes stay. The files appear when all of them are
     complete, or not at all.
     """
+    from petlbench.datasets.layout import data_folders
     from petlbench.datasets.load import load
+    from petlbench.datasets.writers.common import keep_out
 
     given = options(set_)
     card = settled(dataset, root, given)
     splits = load(card, root, **given)
+    meant = card.model_copy(update={"options": {**card.options, **given}})
+    keep_out(Path(out).expanduser().absolute(), data_folders(meant, root), splits)
     console = output()
     with bars(console) as bar:
         tasks = {name: bar.add_task(name, total=len(split.images)) for name, split in splits.items()}

@@ -67,11 +67,12 @@ def doctor(
 
     from petlbench.datasets.doctor import examine, lenient, render
     from petlbench.datasets.findings import chosen_codes, need_pictures
-    from petlbench.datasets.fix import keep_out
+    from petlbench.datasets.layout import data_folders
     from petlbench.datasets.load import load
     from petlbench.datasets.places import Places
     from petlbench.datasets.registry import options_model
     from petlbench.datasets.validation import checked
+    from petlbench.datasets.writers.common import keep_out
 
     wanted = chosen_codes(select or (), ignore or ())
     given = options(set_)
@@ -80,7 +81,7 @@ def doctor(
     meant = card.model_copy(update={"options": {**card.options, **given}})
     checked(options_model(card.format), meant.options, f"options of data set {card.name}")
     if fix is not None:
-        keep_out(Path(fix).expanduser().absolute(), _data_folders(meant, root))
+        keep_out(Path(fix).expanduser().absolute(), data_folders(meant, root), {})
     read = {**given, **lenient(card)}
     splits = load(card, root, **read)
     pixels = pixels and need_pictures(wanted)
@@ -121,18 +122,6 @@ def _seen(splits: Mapping[str, Split], what: str, bar: Progress) -> Looks:
     return look_at(splits, partial(advance, bar, task))
 
 
-def _data_folders(card: Card, root: str | None) -> list[Path]:
-    """The user's folders that a set is read from."""
-    from petlbench.datasets.layout import find_root
-
-    if card.files is None:
-        return []
-    folder = find_root(card, root)
-    named = [folder / str(card.options.get("annotations") or card.files.annotations)]
-    named += [folder / str(card.options.get("image_dir") or card.files.images or ".")]
-    return [folder, *(path if path.is_dir() else path.parent for path in named)]
-
-
 def _fix(
     folder: str,
     report: DoctorReport,
@@ -150,6 +139,7 @@ def _fix(
 
     from petlbench.datasets.doctor import examine
     from petlbench.datasets.fix import mend, mendable, write_mended
+    from petlbench.datasets.layout import data_folders
     from petlbench.datasets.split import DataError
 
     codes = mendable(report.findings, select)
@@ -172,7 +162,7 @@ def _fix(
         def progress(name: str, done: int, total: int) -> None:
             bar.update(tasks[name], completed=done, total=total, visible=True)
 
-        written = write_mended(mended, folder, card, _data_folders(card, root), force=force, progress=progress)
+        written = write_mended(mended, folder, card, data_folders(card, root), force=force, progress=progress)
     counts = {code: sum(change.code == code for change in mended.changes) for code in mended.codes}
     told = ", ".join(f"{code} ({number:,} changes)" for code, number in counts.items())
     typer.echo(f"mended: {told}; every change is in {written[-2]}", err=True)

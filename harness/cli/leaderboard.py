@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from petlbench.harness.cli import options as o
-from petlbench.harness.cli.records import complain, need_folder
+from petlbench.harness.cli.records import complain, need_folder, need_records
 from petlbench.harness.cli.say import output
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def leaderboard(
         raise typer.BadParameter("it writes nothing; leave out --plots", param_hint="--json")
     if as_json:
         board = build_board(results)
+        need_records(results, not board.empty)
         typer.echo(to_json(board), nl=False)
         unreadable = complain(board.problems)
     else:
@@ -81,6 +82,7 @@ def publish(results: Path, out: Path, console: Console, formats: Sequence[str] =
 
     with collector_paused():
         board = build_board(results)
+        need_records(results, not board.empty)
         drawn: list[Path] = []
         figures: list[Figure] = []
         if plots:

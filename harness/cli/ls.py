@@ -133,7 +133,7 @@ def results(
                 "backbone": record.spec["backbone"]["name"],
                 "seed": record.spec["seed"],
                 "status": record.status,
-                "mR": round(test.recalls["mR"], 2) if test else None,
+                "mR": round(test.recalls["mR"], 2) if test and "mR" in test.recalls else None,
                 "finished": record.provenance.get("finished"),
                 "record": entry.name,
                 "error": record.error.message if record.error else None,

@@ -52,7 +52,9 @@ Seeds = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="`matched` (common protocol) or `paper` (published recipe).", rich_help_panel=WHAT
+        metavar="NAME",
+        help="`matched` (common protocol), `paper` (published recipe), or a method's own, such as `official`.",
+        rich_help_panel=WHAT,
     ),
 ]
 Sets = Annotated[

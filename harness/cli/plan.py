@@ -41,7 +41,8 @@ def plan(
 ) -> None:
     """Show which trials a run would make, which are recorded already, and what the rest may cost.
 
-    Takes the options of `benchmark run` and writes nothing. The estimate is
+    Takes the options of `benchmark run` that say what is run and where, and
+    writes nothing but what --probe measures, in the cache. The estimate is
     the mean of earlier trials of the same method, data set and backbone; the
     share is what a trial gets of this machine, or of the cluster at --address.
 

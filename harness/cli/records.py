@@ -29,6 +29,21 @@ def need_folder(folder: Path) -> None:
         raise RecordError(f"{folder}: no such folder; give the folder that `benchmark run` wrote with --results")
 
 
+def need_records(folder: Path, found: bool) -> None:
+    """See that a folder holds records, or files that should be some; an answer about none would look like one.
+
+    Raises:
+        RecordError: It holds none; says where they are, if they lie deeper.
+    """
+    from petlbench.harness.json_files import RecordError
+
+    if not found:
+        raise RecordError(
+            f"{folder}: holds no record; expected DATASET/METHOD/NAME.json in it, as `benchmark run` writes them with --results. "
+            "Give the folder above those of the data sets"
+        )
+
+
 def complain(problems: Sequence[Problem]) -> bool:
     """Print problems to stderr; True where a record was left out."""
     for problem in problems:

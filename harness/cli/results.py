@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from petlbench.harness.cli import options as o
-from petlbench.harness.cli.records import complain, fitting, need_folder
+from petlbench.harness.cli.records import complain, fitting, need_folder, need_records
 from petlbench.harness.cli.say import output
 
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ def diff(
     for folder in (a, b):
         need_folder(folder)
     loaded = [load_records(folder) for folder in (a, b)]
+    for folder, side in zip((a, b), loaded, strict=True):
+        need_records(folder, bool(side.entries or side.problems))
     found = diff_folders(loaded[0].entries, loaded[1].entries, tolerance)
     if as_json:
         import json

@@ -8,7 +8,7 @@ from petlbench.leaderboard.plots.style import names
 from petlbench.leaderboard.row import Row, cost_conditions
 from petlbench.leaderboard.table import Table
 
-_CONDITIONS = ("device", "threads", "kind of memory")
+_CONDITIONS = ("device", "threads", "processes", "kind of memory")
 
 _REASONS = {"packed": "only run packed, beside others on one GPU", "busy": "only run on a busy machine"}
 """By the word that a board has in the place of the cost."""

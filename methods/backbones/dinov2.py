@@ -119,7 +119,8 @@ def locate_dinov2(weights: str | None) -> tuple[Path, str]:
     """
     ways = (
         f"the image tower takes its weights from (1) weights=FILE, a .safetensors file of DINOv2 ViT-S/14 shape, "
-        f"(2) a file {WEIGHTS_FILE} in the folder named by {weights_io.WEIGHTS_ENV}, or "
+        f"(2) a file {WEIGHTS_FILE} in the folder named by {weights_io.WEIGHTS_ENV} (scripts/vits14_weights.py of the "
+        f"source tree writes it), or "
         f"(3) weights={HUB_EXAMPLE}, fetched from the Hugging Face hub"
     )
     try:
