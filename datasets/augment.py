@@ -40,7 +40,7 @@ class Augmentation(BaseModel):
         randaugment: Rounds of randomly chosen changes, made last, or None.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     random_resized_crop: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from petlbench.errors import PetlbenchError
+from petlbench.methods.backbones.base import Backbone
 from petlbench.methods.base import Method
 
 FILE_SUFFIX = ".adapter.safetensors"
@@ -47,6 +48,17 @@ class About(BaseModel):
     """Of the pretrained weights that it was trained on."""
     seed: int
     spec_id: str
+    captions: str | None = None
+    """How captions were treated, as in ``train.captions``; None in adapters from before it was kept, as below."""
+    precision: str | None = None
+    shown: dict[str, Any] = {}
+    """How pictures reached the backbone: activation, resolution, mean and std of its provenance."""
+
+
+def how_shown(backbone: Backbone) -> dict[str, Any]:
+    """How pictures reach a backbone, as JSON types."""
+    told = backbone.provenance.model_dump(mode="json")
+    return {key: told[key] for key in ("activation", "resolution", "mean", "std")}
 
 
 def save_adapter(

@@ -48,14 +48,22 @@ class Progress:
     """Processes that wrote the checkpoint: with ZeRO each holds a part of the optimiser's state."""
     micro_batch: int | None = None
     """Pairs that go through the model at once, per process."""
+    code: str | None = None
+    """SHA-256 of the method's file; None in checkpoints from before it was kept."""
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Checkpoints:
-    """The checkpoint folder of one trial; the newest two epochs are kept."""
+    """The checkpoint folder of one trial; the newest two epochs are kept.
+
+    Attributes:
+        folder: The folder.
+        code: SHA-256 of the method's file, once it is known: epochs that another version of it trained are not gone on from.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.code: str | None = None
 
     def save(self, engine: Engine, progress: Progress, best: dict[str, Tensor]) -> None:
         """Write everything beside the old checkpoints, then switch by renaming: a kill leaves the old ones valid.
@@ -64,7 +72,7 @@ class Checkpoints:
             DiskFull: There is no room; the old checkpoints stand.
         """
         world = engine.world
-        progress.workers = world.size
+        progress.workers, progress.code = world.size, self.code
         needed = _COPIES * sum(value.nbytes for value in best.values())
         with room_for(f"the checkpoint of epoch {progress.epoch}", self.folder, needed):
             if not world.first:
@@ -92,7 +100,7 @@ class Checkpoints:
                 shutil.rmtree(other, ignore_errors=True)
 
     def restore(self, engine: Engine) -> tuple[Progress, dict[str, Tensor]] | None:
-        """The newest whole checkpoint, or None. Damaged ones are removed, which :meth:`notes` tells.
+        """The newest whole checkpoint, or None. Damaged ones, and those of other code, are removed, which :meth:`notes` tells.
 
         Raises:
             TrainingError: There is one but it is of another model.
@@ -149,12 +157,22 @@ class Checkpoints:
         """The newest whole epoch; newer ones are damaged and removed."""
         for path in reversed(self._epochs()):
             if (flaw := _flaw(path)) is None:
-                return path
+                if not self._of_other_code(path):
+                    return path
+                self.note(f"the method's file changed after {path.name}, which was not used; the trial started afresh")
+                for epoch in self._epochs():
+                    shutil.rmtree(epoch)
+                return None
             older = [p for p in self._epochs() if p < path]
             then = f"went on from {older[-1].name}" if older else "started afresh"
             self.note(f"checkpoint {path.name} was damaged ({flaw}) and was not used; the trial {then}")
             shutil.rmtree(path)
         return None
+
+    def _of_other_code(self, path: Path) -> bool:
+        with _misfit_of(path):
+            code = _progress_in(path).code
+        return None not in (code, self.code) and code != self.code
 
     def clear(self) -> None:
         """Remove the folder: the trial has its record."""

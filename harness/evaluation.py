@@ -185,6 +185,14 @@ def evaluate_adapter(trial: Trial, path: Path, split: str = "test") -> dict[str,
                 f"{path} was trained on backbone {about.backbone} with weights {about.backbone_sha256[:12]}, this is "
                 f"{parts.backbone.name} with {parts.backbone.provenance.sha256[:12]}; give the backbone it was trained on"
             )
+        if about is not None:
+            here = adapters.how_shown(parts.backbone)
+            for key, value in about.shown.items():
+                if here.get(key) != value:
+                    raise adapters.AdapterError(
+                        f"{path} was trained on backbone {about.backbone} with {key} {value}, this one has {here.get(key)}; give "
+                        f"the backbone as it was then (resolution: --set backbone.{parts.backbone.name}.resolution=N)"
+                    )
 
     def fill(parts: Parts, built: Built) -> dict[str, Any]:
         tensors = adapters.load_adapter(parts.method, built.model, built.trainable, path)

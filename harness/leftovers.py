@@ -6,7 +6,7 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,7 +41,8 @@ def work_folder(trial: Trial) -> Path:
 
 def remove_half_written(record: Path) -> None:
     """Remove what a killed process had not finished writing beside a record; the trial's lock must be held."""
-    _remove(record.parent.glob(f".{glob.escape(record.stem)}.*"))
+    for dots in (".", ".."):  # files that are written under a hidden name pass through one that is hidden twice
+        _remove(record.parent.glob(f"{dots}{glob.escape(record.stem)}.*"))
 
 
 def written(record: Path) -> list[Path]:
@@ -49,9 +50,9 @@ def written(record: Path) -> list[Path]:
     return list(record.parent.glob(f"{glob.escape(record.stem)}.*"))
 
 
-def remove_written(record: Path) -> None:
-    """Remove them."""
-    _remove(written(record))
+def remove_written(record: Path, but: Collection[Path] = ()) -> None:
+    """Remove them, ``but`` for some."""
+    _remove(path for path in written(record) if path not in but)
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -13,7 +13,7 @@ from petlbench.datasets.split import Split
 from petlbench.datasets.validation import suggest
 from petlbench.harness.experiment import Experiment, ExperimentError
 from petlbench.harness.plan_rerank import first_stage, protocol_of
-from petlbench.harness.recorded import RECORDED, Planned, state_of
+from petlbench.harness.recorded import OTHER_CODE, RECORDED, Planned, state_of
 from petlbench.harness.resolve import absolute, resolve_backbone, resolve_dataset, resolve_method
 from petlbench.harness.resources import check_methods
 from petlbench.harness.spec import Named, Paths, Trial, TrialSpec
@@ -97,6 +97,7 @@ def make_plan(
                     refused[f"{name}/{card.name}/{info.name}", reason] = (name, card.name, foreign)
                     continue
                 config, recipe, files = settings[name]
+                code = registry.source_sha256(cls)
                 protocol, stage, reason = protocol_of(cls, info, experiment, stage_of)
                 if reason:
                     refused[f"{name}/{card.name}/{info.name}", reason] = (name, card.name, False)
@@ -131,7 +132,7 @@ def make_plan(
                         plugins=plugins,
                         command=command or [],
                     )
-                    of_set[spec.spec_id] = state_of(Trial(spec=spec, paths=paths, tuning=tuning), force)
+                    of_set[spec.spec_id] = state_of(Trial(spec=spec, paths=paths, tuning=tuning), force, code)
         if check_pictures and any(p.state != RECORDED for p in of_set.values()):
             for image in (image for split in splits.values() for image in split.images):
                 image.fingerprint()  # touches the file's entry, not its content
@@ -140,6 +141,15 @@ def make_plan(
     told = [
         line for line, (method, dataset, foreign) in refused.items() if not (foreign and (method, dataset) in fitting)
     ]
+    if own := dict.fromkeys(p.trial.spec.method.name for p in planned.values() if _unheeded(classes, p.trial.spec)):
+        what = "these methods have losses of their own" if len(own) > 1 else "this method has a loss of its own"
+        notes.append(f"{', '.join(own)}: {what}, so train.loss changes nothing there")
+    if others := [p.trial.spec.method.name for p in planned.values() if p.note == OTHER_CODE]:
+        many = len(others) > 1
+        notes.append(
+            f"{len(others)} recorded trial{'s were' if many else ' was'} made by another version of {'their' if many else 'its'} "
+            f"method's file ({', '.join(dict.fromkeys(others))}); --force runs {'them' if many else 'it'} again"
+        )
     return Plan(list(planned.values()), told, [*notes, *(tuned.notes if tuned is not None else [])])
 
 
@@ -165,6 +175,13 @@ def _refusal(cls: type[Method], info: BackboneInfo, preset: str) -> str | None:
     if cls.needs_alignment and not info.aligned:
         return f"the towers of {info.name} were never trained together, so without training the scores mean nothing"
     return None
+
+
+def _unheeded(classes: Mapping[str, type[Method]], spec: TrialSpec) -> bool:
+    """Whether a loss was asked for that the method does not take."""
+    from petlbench.methods.recipe import LossConfig
+
+    return classes[spec.method.name].own_loss and spec.train.get("loss") != LossConfig().model_dump(mode="json")
 
 
 def _undivided(cls: type[Method], settings: Mapping[str, Any], train: Split, workers: int, label: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -10,6 +11,12 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+# The folders of an absolute path at the beginning of a word, or after what may stand before a value: not those of a URL, nor of
+# hf:OWNER/NAME. Folders may hold blanks; what follows a comma or a bracket is another value.
+_FOLDERS = re.compile(
+    r"""(?:^|(?<=[=\[{(,:\s'"])|(?<=^-[a-zA-Z])|(?<=\w\.)(?=/))(?<!:/)(?:~[^/\s]*)?/(?!/)(?:[^/,=\[\]{}'"]*/)*"""
+)
 
 PACKAGES = (
     "petlbench",
@@ -88,6 +95,5 @@ def command_line() -> list[str]:
 
 
 def _without_folders(word: str) -> str:
-    """``/data/sets/ucm`` becomes ``ucm``, ``dataset.ucm.root=/data/sets/ucm`` becomes ``dataset.ucm.root=ucm``."""
-    key, equals, value = ("", "", word) if word.startswith(("/", "~")) else word.partition("=")
-    return f"{key}{equals}{Path(value).name}" if Path(value).is_absolute() or value.startswith("~") else word
+    """``/data/sets/ucm`` becomes ``ucm``, wherever in the word it stands: ``dataset.ucm.root=/data/sets/ucm``, ``[/a/b.py]``."""
+    return Path(word).name if word.startswith(("/", "~")) else _FOLDERS.sub("", word)

@@ -14,6 +14,9 @@ from petlbench.harness.spec import Trial
 RECORDED = "recorded"
 """State of a trial that has a valid record and is skipped."""
 
+OTHER_CODE = "by another version of the method's file"
+"""Note on a skipped trial."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -29,22 +32,23 @@ class Planned:
     """:func:`petlbench.harness.json_files.stamp` of what lay there; a good record with another was made since, by another run."""
 
 
-def state_of(trial: Trial, force: bool) -> Planned:
+def state_of(trial: Trial, force: bool, code: str) -> Planned:
     """A trial with the state of its record.
 
     Args:
         trial: Says where its record would lie.
         force: Run it in any case.
+        code: SHA-256 of the method's file as it is now.
 
     Raises:
         ExperimentError: The record is corrupt, and may not be replaced.
     """
     path = path_of(trial)
     before = stamp(path)  # first: another run may write while this one reads
-    return replace(_found(trial, path, force), before=before)
+    return replace(_found(trial, path, force, code), before=before)
 
 
-def _found(trial: Trial, path: Path, force: bool) -> Planned:
+def _found(trial: Trial, path: Path, force: bool, code: str) -> Planned:
     if not path.exists():
         return Planned(trial, path, "to run")
     try:
@@ -58,7 +62,9 @@ def _found(trial: Trial, path: Path, force: bool) -> Planned:
     if record.status == "ok":
         if (stale := _other_search(trial, record)) and not force:
             return Planned(trial, path, "to run", stale)
-        return Planned(trial, path, "to run" if force else RECORDED, "forced" if force else "")
+        if force:
+            return Planned(trial, path, "to run", "forced")
+        return Planned(trial, path, RECORDED, "" if record.method.sha256 == code else OTHER_CODE)
     return Planned(trial, path, "failed before", (record.error.message if record.error else record.status)[:200])
 
 

@@ -28,6 +28,9 @@ HASHED = "sha256:"
 METHOD_FILES = ("prior_weights",)
 """Likewise the options of a method that may name the weights of a frozen network beside the backbone."""
 
+RANDOM = "random"
+"""Value of such an option that stands for no file."""
+
 PATH_OPTIONS = ("annotations", "image_dir", "val_images", "val_list", "karpathy_json")
 """Data set options that may name files outside the set's folder."""
 
@@ -48,6 +51,12 @@ def resolve_dataset(
     section = name if name in experiment.dataset else card.name
     given = experiment.dataset.get(section, {})
     places = () if card.format == "scenes" else ("root", "format")
+    for key in places:
+        if given.get(key) is not None and not isinstance(given[key], str):
+            raise ExperimentError(
+                f"{experiment.place('dataset', section, key)}: key `dataset.{section}.{key}` has the value {given[key]!r}; "
+                "expected text, so quote it"
+            )
     settled = settle(card, given.get("root"), given, given.get("format"))
     options = experiment.checked_section(
         options_model(settled.card.format), "dataset", section, base=settled.card.options, leave=places
@@ -133,6 +142,23 @@ def resolve_method(
     common = merged(preset.train, experiment.checked_section(Recipe, "train").model_dump(exclude_unset=True))
     recipe = experiment.checked_section(Recipe, "method", name, "train", base=common)
     if not cls.trains:  # the recipe of a method without training must not split its results
-        recipe = Recipe(epochs=0)
-    options, files = _by_content(config.model_dump(mode="json"), METHOD_FILES)
+        recipe = Recipe(epochs=0, captions=recipe.captions)
+    options = config.model_dump(mode="json")
+    for key in METHOD_FILES:
+        if options.get(key) not in (None, RANDOM) and not options[key].startswith(HASHED):
+            options[key] = _found(options[key], key, name, experiment)
+    options, files = _by_content(options, METHOD_FILES)
     return options, recipe.model_dump(mode="json"), files
+
+
+def _found(given: str, key: str, method: str, experiment: Experiment) -> str:
+    """The file that a method will open under this name, which may lie in ``PETLBENCH_WEIGHTS``."""
+    from petlbench.methods.backbones.base import BackboneError
+    from petlbench.methods.backbones.weights_io import find_weights
+
+    try:
+        return str(find_weights(given))
+    except BackboneError as error:
+        raise ExperimentError(
+            f"{experiment.place('method', method, key)}: key `method.{method}.{key}`: {error}"
+        ) from error

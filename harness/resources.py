@@ -34,7 +34,7 @@ Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_or_below_one)] | Lite
 class MethodResources(BaseModel):
     """What a trial of one method may use; what is None is as for every method."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     cpus: int | None = Field(None, ge=1)
     gpus: Gpus | None = None
@@ -44,7 +44,7 @@ class MethodResources(BaseModel):
 class Resources(BaseModel):
     """What one trial may use, and where trials run."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     cpus_per_trial: int | None = Field(None, ge=1)
     """None: one where there is no GPU, else the machine's cores divided by its GPUs."""

@@ -143,7 +143,7 @@ def trial_for(
         None if dataset or backbone else EMBEDDED,
         sets or (),
         methods=[method],
-        method={method: said.options} if said else None,
+        method={method: said.options | _recipe_of(said)} if said else None,
         datasets=[dataset] if dataset else None,
         backbones=[backbone] if backbone else None,
         seeds=[seed if seed is not None else about.seed if about else 0],
@@ -154,6 +154,13 @@ def trial_for(
     if not plan.planned:
         raise MethodError("; ".join(f"{label}: {reason}" for label, reason in plan.refused))
     return plan.planned[0].trial
+
+
+def _recipe_of(about: About) -> dict[str, Any]:
+    """What an adapter says of its recipe and evaluation depends on, as part of a method's section."""
+    told = {"captions": about.captions, "precision": about.precision}
+    known = {key: value for key, value in told.items() if value is not None}
+    return {"train": known} if known else {}
 
 
 def _readable(record: Record, path: Path, places: Places) -> TrialSpec:

@@ -32,7 +32,7 @@ from petlbench.harness.failure import write_failure
 from petlbench.harness.fit import Task, false_captions, fit
 from petlbench.harness.json_files import stamp
 from petlbench.harness.kept import NOTHING, keep
-from petlbench.harness.leftovers import remove_half_written, work_folder
+from petlbench.harness.leftovers import remove_half_written, remove_written, work_folder
 from petlbench.harness.oom import memory_advice
 from petlbench.harness.parts import Built, Parts, assemble, build
 from petlbench.harness.provenance import now, provenance
@@ -126,9 +126,23 @@ def run_trial(
             if not lost_worker(error):
                 write_failure(trial, started, ErrorPart.of(error), path)
             raise
-        write_record(record, path)
+        _publish(record, path)
         Checkpoints(work).clear()
         return record
+
+
+def _publish(record: Record, path: Path) -> None:
+    """Give ranks, adapter and record their names, in this order: until here, what an earlier run of the trial left stands."""
+    written_aside = write_record(record, path.with_name(f".{path.name}"))
+    for name in record.artifacts.values():
+        staged, final = path.with_name(f".{name}"), path.with_name(name)
+        if final.is_dir():  # a folder cannot be renamed over another
+            final.replace(path.with_name(f".{path.stem}.old"))
+        staged.replace(final)
+    written_aside.replace(path)
+    kept = {path, *(path.with_name(name) for name in record.artifacts.values())}
+    remove_half_written(path)
+    remove_written(path, but=kept)
 
 
 @dataclass(frozen=True)
@@ -176,6 +190,7 @@ def train_and_select(
     # Data, backbone, method: everything is found or refused before anything is computed.
     parts = parts or assemble(trial)
     method, backbone, recipe = parts.method, parts.backbone.to(device), parts.recipe
+    checkpoints.code = registry.source_sha256(type(method))
     train = SplitData.open(parts.splits["train"], backbone, recipe.captions)
     select_on = "test" if spec.protocol.selection == "test_max" else "val"
 
@@ -244,10 +259,12 @@ def _run(
     eval_s = progress.eval_s + time.perf_counter() - began
     allocated, reserved = peak_memory(device)
 
-    # Ranks and adapter first, so that a record never points at files that do not exist.
-    ranks_path = path.with_name(path.stem + RANKS_SUFFIX)
+    query = ranking.query_cost(test, tested)
+
+    # Under hidden names: they get their own when all is done, so that a forced run that fails leaves the old files as they were.
+    ranks_name = path.stem + RANKS_SUFFIX
     path.parent.mkdir(parents=True, exist_ok=True)
-    tested.ranks.save(ranks_path)
+    tested.ranks.save(path.with_name(f".{ranks_name}"))
     about = adapters.About(
         method=method.name,
         options=spec.method.options,
@@ -255,9 +272,12 @@ def _run(
         backbone_sha256=backbone.provenance.sha256,
         seed=spec.seed,
         spec_id=spec.spec_id,
+        captions=parts.recipe.captions,
+        precision=parts.recipe.precision,
+        shown=adapters.how_shown(backbone),
     )
     with room_for("the trained tensors", path.parent, 4 * count(model, trainable)):
-        adapter = adapters.save_adapter(method, model, set(trainable), about, path.parent, path.stem)
+        adapter = adapters.save_adapter(method, model, set(trainable), about, path.parent, f".{path.stem}")
 
     rule = spec.protocol.selection if method.trains else "none"
     total = sum(p.numel() for p in model.parameters())
@@ -300,13 +320,13 @@ def _run(
             gpu_share=trial.paths.gpus_per_worker or None,
             cached_features=trained.kept,
             cache_s=trained.cache_s,
-            query=ranking.query_cost(test, tested),
+            query=query,
         ),
         curve=[EpochPart(**line) for line in progress.curve],
         audit=trained.checks,
         notes=checkpoints.notes(),
         provenance=provenance(started, trial.paths.command),
-        artifacts={"ranks": ranks_path.name, **({"weights": adapter.name} if adapter else {})},
+        artifacts={"ranks": ranks_name, **({"weights": adapter.name.removeprefix(".")} if adapter else {})},
     )
 
 

@@ -35,7 +35,7 @@ class MethodError(PetlbenchError):
 class MethodConfig(BaseModel):
     """Base of every method's hyper-parameters; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,8 @@ class Method(ABC):
     kinds: ClassVar[tuple[str, ...]] = ("open_clip", "two_tower")
     """Backbone kinds it can sit on."""
     trains: ClassVar[bool] = True
+    own_loss: ClassVar[bool] = False
+    """True where ``train.loss`` is not heeded, which plans tell; such a method says in :meth:`compare` what it minimises."""
     needs_alignment: ClassVar[bool] = False
     """True where the method is meaningless on towers that were never pretrained together."""
     identity_start: ClassVar[bool] = False

@@ -21,6 +21,7 @@ from petlbench.methods.base import (
     parameters_under,
 )
 from petlbench.methods.layers.bottleneck import Towers
+from petlbench.methods.layers.openai_clip import require_openai_clip
 from petlbench.methods.official import OfficialState
 from petlbench.methods.recipe import PE_RSITR_TRAIN
 
@@ -154,6 +155,7 @@ class ClipAdapter(Method):
                 f"method clip_adapter: {state.source} holds a picture adapter only; build the method with towers=image "
                 f"(found towers={self._config().towers})"
             )
+        require_openai_clip(self._dual(model), state)
         return {
             "image_adapter.down.weight": state.take("fc.0.weight"),
             "image_adapter.up.weight": state.take("fc.2.weight"),

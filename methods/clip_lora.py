@@ -19,6 +19,7 @@ from petlbench.methods.layers.low_rank import (
     low_rank_places,
     low_rank_size,
 )
+from petlbench.methods.layers.openai_clip import require_quick_gelu
 from petlbench.methods.layers.packed_lora import PackedLora
 from petlbench.methods.layers.places import packed_parts
 from petlbench.methods.official import OfficialState
@@ -119,6 +120,7 @@ class ClipLora(Method):
                 f"method clip_lora: {state.source} is for CLIP's towers, and {backbone.name} is "
                 f"{backbone.provenance.kind}; choose an open_clip backbone"
             )
+        require_quick_gelu(backbone, state)
         for setting, ours in (("r", float(config.rank)), ("alpha", config.alpha)):
             key = f"metadata.{setting}"
             if key in state and float(theirs := state.take(key)) != ours:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from petlbench.methods.backbones.base import DualEncoder, Tokens
 from petlbench.methods.base import Domain, MethodConfig, Preset, Variant, parameters_under
 from petlbench.methods.layers.frozen_image import FrozenImageTower
+from petlbench.methods.layers.openai_clip import require_openai_clip
 from petlbench.methods.layers.prompts import (
     CROP_NOTE,
     OFFICIAL_CROP,
@@ -164,6 +165,7 @@ class Cocoop(FrozenImageTower):
 
     def import_official(self, model: nn.Module, state: OfficialState) -> dict[str, Tensor]:
         """Context vectors and meta-net."""
+        require_openai_clip(self._dual(model), state)
         state.drop(r"token_(prefix|suffix)", "word embeddings of the class names it was trained on")
         found = {"text_prompts": state.take("ctx").float()}
         for ours, theirs in (("shift.0", "meta_net.linear1"), ("shift.2", "meta_net.linear2")):

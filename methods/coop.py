@@ -18,6 +18,7 @@ from petlbench.methods.base import (
     parameters_under,
 )
 from petlbench.methods.layers.frozen_image import FrozenImageTower
+from petlbench.methods.layers.openai_clip import require_openai_clip
 from petlbench.methods.layers.prompts import (
     CROP_NOTE,
     OFFICIAL_CROP,
@@ -137,6 +138,7 @@ class Coop(FrozenImageTower):
 
     def import_official(self, model: nn.Module, state: OfficialState) -> dict[str, Tensor]:
         """The one context tensor; CoOp has a single set, so ``depth`` has to be 1."""
+        require_openai_clip(self._dual(model), state)
         state.drop(r"token_(prefix|suffix)", "word embeddings of the class names it was trained on")
         return {"text_prompts": state.take("ctx").float()[None]}
 

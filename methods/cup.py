@@ -46,7 +46,7 @@ class CupConfig(MethodConfig):
     dropout: float = Field(0.1, ge=0, lt=1)
     """On the prompts while training."""
     prior_weight: NonNegativeFloat = 1.0
-    """Of the divergence between the picture's embedding and its clustered context."""
+    """Of the divergence between the picture's embedding and its clustered context; at 0 the heads of the prior stay untrained."""
     gap_weight: NonNegativeFloat = 1.0
     """Of the difference between the in-batch similarities of the two modalities."""
     adapter_input: Literal["normalised", "as_released"] = "normalised"
@@ -163,20 +163,23 @@ class Cup(Method):
         return _Cup(backbone, self._config())
 
     def trainable(self, model: nn.Module) -> Iterable[str]:
-        """Everything that was added."""
-        return [name for name, _ in model.named_parameters() if not name.startswith("backbone.")]
+        """Everything that was added, but the heads of a prior that no term of the loss asks for."""
+        idle = ("backbone.", *(() if self._config().prior_weight else ("prior.", "prior_spread.")))
+        return [name for name, _ in model.named_parameters() if not name.startswith(idle)]
 
     def expected_trainable(self, backbone: DualEncoder) -> int:
         """Prompts and square maps, two adapters, spreads, gates, and the cluster network.
 
         With widths W of the image tower, T of the text tower and E of the joint space: n (W + T) + 2 (W^2 + W) + (T^2 + T)
-        + (W + 1) + (W E + E) + 7 (E^2 + E) + 2 (E + 1), and 1,770,884 + 257 W for the cluster network at its width of 128.
+        + (W + 1) + (W E + E) + 7 (E^2 + E) + 2 (E + 1), and 1,770,884 + 257 W for the cluster network at its width of 128; less
+        (W E + E) + (E^2 + E) without the prior.
         """
         w, t, e = backbone.image.width, backbone.text.width, backbone.embed_dim
         maps = 2 * (w * w + w) + t * t + t + w + 1
         config = self._config()
         heads = (w + 1) * e + 7 * (e * e + e) + 2 * (e + 1)
-        return config.tokens * (w + t) + maps + heads + cluster_scalars(w, config.cluster_width)
+        idle = 0 if config.prior_weight else (w + 1) * e + e * e + e
+        return config.tokens * (w + t) + maps + heads + cluster_scalars(w, config.cluster_width) - idle
 
     def refuse(self, backbone: DualEncoder) -> str | None:
         """Also where the prompts leave no room for a caption."""

@@ -115,8 +115,8 @@ class LinearProbe(Method):
         form = getattr(self.config, "form", "auto")
         if form == "auto":
             return "embedding" if backbone.aligned else "heads"
-        if form == "heads" and backbone.aligned and backbone.provenance.kind == "two_tower":
-            return "projections"  # an alignment made them pretrained, so the harness no longer adds them by itself
+        if form == "heads" and backbone.aligned:
+            return "projections"  # they are pretrained, so the harness adds none by itself
         return form
 
 

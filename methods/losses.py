@@ -44,7 +44,7 @@ def terms(
         found: dict[str, Tensor] = {}
         if config.name in ("multi_positive", "harma"):
             positive = same if config.positives == "image_or_text" else _equal(batch.image_ids)
-            found["multi_positive"] = multi_positive_infonce(scale * similarity, positive)
+            found["multi_positive"] = multi_positive_infonce(scale * similarity, positive, ignore)
         if config.name in ("adaptive_triplet", "harma"):
             value = adaptive_triplet(similarity, config.margin, config.gamma, ignore)
             found["adaptive_triplet"] = _reduced(value, similarity, config)
@@ -87,17 +87,21 @@ def infonce(logits: Tensor, ignore: Tensor | None = None) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def multi_positive_infonce(logits: Tensor, positive: Tensor) -> Tensor:
+def multi_positive_infonce(logits: Tensor, positive: Tensor, ignore: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE with several positives per row: mean of -log p over them (Khosla et al. 2020, L_out).
 
     Args:
         logits: (B, B) scaled similarities, rows are pictures.
         positive: (B, B) symmetric bool with a True diagonal.
+        ignore: (B, B) symmetric bool pairs left out of the denominators; positives always stay.
     """
     weight = positive / positive.sum(1, keepdim=True)
 
     def one_way(scores: Tensor) -> Tensor:
-        return -(weight * F.log_softmax(scores, dim=1)).sum(1).mean()
+        if ignore is None:
+            return -(weight * F.log_softmax(scores, dim=1)).sum(1).mean()
+        logs = F.log_softmax(scores.masked_fill(ignore & ~positive, float("-inf")), dim=1)
+        return -(weight * logs.masked_fill(~positive, 0.0)).sum(1).mean()  # 0 times -inf would be NaN
 
     return (one_way(logits) + one_way(logits.T)) / 2
 

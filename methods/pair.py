@@ -35,6 +35,7 @@ class PairMethod(Method):
     kinds: ClassVar[tuple[str, ...]] = ("vilt",)
     Config: ClassVar[type[MethodConfig]] = PairConfig
     config: Any
+    own_loss: ClassVar[bool] = True
     splits_by_row: ClassVar[bool] = True
     """A picture is compared with its own candidates only; False where a loss compares the rows of a batch as well."""
     keeps_states: ClassVar[bool] = False

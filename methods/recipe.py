@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,11 +18,13 @@ from pydantic import (
 
 from petlbench.datasets.augment import Augmentation
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class LossConfig(BaseModel):
     """Which loss compares the two embeddings of a batch (see :mod:`petlbench.methods.losses`)."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: Literal[
         "infonce", "multi_positive", "siglip", "hinge", "hinge_hardest", "hmmc", "adaptive_triplet", "harma"
@@ -63,7 +65,7 @@ class LossConfig(BaseModel):
 class Recipe(BaseModel):
     """One training recipe; every field can be set from the command line as ``train.FIELD``."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(10, ge=0)
     batch_size: PositiveInt = 128
@@ -77,7 +79,7 @@ class Recipe(BaseModel):
     weight_decay: float = Field(0.01, ge=0)
     decay: Literal["matrices", "not_bias", "all"] = "matrices"
     """What weight decay acts on; ``matrices`` leaves out biases, norms and scalars, ``not_bias`` only biases."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     momentum: float = Field(0.9, ge=0, lt=1)
     """Of ``sgd``."""

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -114,7 +115,10 @@ def load(source: Source) -> type[Method]:
     from petlbench.methods.base import Method
 
     if source.entry is not None:
-        cls = source.entry.load()
+        try:
+            cls = source.entry.load()
+        except Exception as error:
+            raise PluginError(_cannot(source.describe(), error)) from error
         if not (inspect.isclass(cls) and issubclass(cls, Method)):
             raise PluginError(f"{source.describe()}: not a subclass of petlbench.methods.base.Method")
     else:
@@ -161,7 +165,28 @@ def _import_file(path: Path):
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, Exception):
+            raise PluginError(_cannot(str(path), error, path)) from error
         raise
     return module
+
+
+def _cannot(what: str, error: Exception, path: Path | None = None) -> str:
+    """Why a method cannot be imported, with the line of its file where there is one."""
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if path and frame.filename == str(path)
+    ]
+    line = (
+        error.lineno if isinstance(error, SyntaxError) and error.filename == str(path) else lines[-1] if lines else None
+    )
+    told = (
+        error.msg
+        if isinstance(error, SyntaxError)
+        else str(error).strip().splitlines()[0]
+        if str(error).strip()
+        else ""
+    )
+    place = f"{what}:{line}" if line else what
+    return f"{place}: cannot be imported ({type(error).__name__}: {told}); mend it, or leave the method out"

@@ -145,7 +145,9 @@ class VlPrompt(Method):
     def refuse(self, backbone: DualEncoder) -> str | None:
         """Also where the prompts leave no room for a caption."""
         config = self._config()
-        return super().refuse(backbone) or refuse_text("vl_prompt", backbone, config.text_tokens, config.positions)
+        return super().refuse(backbone) or refuse_text(
+            "vl_prompt", backbone, config.text_tokens, config.positions, key="text_tokens"
+        )
 
     def encode_image(self, model: nn.Module, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, E)."""

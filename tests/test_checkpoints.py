@@ -115,3 +115,17 @@ def test_scratch_of_a_killed_command_is_removed_by_the_next_and_that_of_a_living
         with scratch_folder() as second:
             assert set(tmp_path.iterdir()) == {first, second}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_epochs_of_another_version_of_the_method_are_not_gone_on_from(tmp_path, monkeypatch, undisturbed, changed):
+    trial = a_trial(tmp_path)
+    killed_after(trial, 2)
+    if changed:
+        monkeypatch.setattr("petlbench.methods.registry.source_sha256", lambda cls: "f" * 64)
+    epochs = []
+    record = run_trial(trial, lambda line: epochs.append(line["epoch"]))
+    assert same(record, undisturbed), "the code does the same here, so the results are"
+    assert epochs == ([1, 2, 3] if changed else [3])
+    said = ["the method's file changed after epoch-00002, which was not used; the trial started afresh"]
+    assert record.notes == (said if changed else [])

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def at_golden():
     size = GOLDEN["sizes"]
-    backbone = random_clip(embed_dim=size["width"])
+    backbone = random_clip(embed_dim=size["width"], quick_gelu=True)
     # The authors' model was given embeddings, so nothing is projected here.
     backbone.project_image = backbone.project_text = lambda pooled: pooled
     with torch.no_grad():

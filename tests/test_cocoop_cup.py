@@ -235,3 +235,14 @@ def test_cluster_centres_gather_their_own_points_only():
     assert change[:2, :2].max() > 1e-3
     change[:2, :2] = 0
     assert change.max() < 1e-6
+
+
+@pytest.mark.parametrize("make", [random_clip, random_two_tower])
+def test_cup_without_its_prior_leaves_the_heads_of_the_prior_alone(make):
+    method, backbone = Cup(CupConfig(prior_weight=0)), make()
+    model = built(method, backbone)
+    trained = set(method.trainable(model))
+    sizes = dict(model.named_parameters())
+    assert not any(name.startswith("prior") for name in trained)
+    assert sum(sizes[name].numel() for name in trained) == method.expected_trainable(backbone)
+    assert audit.check_gradients(method, model, trained, fake_batch(backbone)) == "ok"

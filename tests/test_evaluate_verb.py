@@ -266,6 +266,27 @@ def test_an_adapter_brings_its_options_and_backbone(tmp_path):
     assert "does not fit method lora as it was built" in error
 
 
+def test_an_adapter_is_measured_as_it_was_trained(tmp_path, monkeypatch):
+    sets = ("train.epochs=1", "train.captions=cleaned", "train.precision=bf16")
+    record = run_trial(small_trial(tmp_path, *sets, method="linear_probe"))
+    (adapter,) = tmp_path.rglob("*.adapter.safetensors")
+    called = call("evaluate", "linear_probe", "--adapter", adapter, *SETS, "--json")
+    assert {key: called.json["spec"]["train"][key] for key in ("captions", "precision")} == {
+        "captions": "cleaned",
+        "precision": "bf16",
+    }
+    assert called.json["metrics"]["recalls"] == record.metrics["test"].recalls
+
+    def larger(name, *, seed=0, **options):
+        backbone = random_clip(seed=7)
+        backbone.provenance = backbone.provenance.model_copy(update={"resolution": 64})
+        return backbone
+
+    monkeypatch.setattr("petlbench.harness.parts.load_backbone", larger)
+    error = call("evaluate", "linear_probe", "--adapter", adapter, *SETS).error
+    assert "with resolution" in error and "this one has 64" in error
+
+
 def test_an_adapter_of_something_else_is_refused(results, monkeypatch):
     (adapter,) = results.rglob("*.adapter.safetensors")
     error = call("evaluate", "lora", "--adapter", adapter, *SETS).error

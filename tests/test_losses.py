@@ -132,6 +132,43 @@ def test_masking_removes_exactly_the_false_negatives(both):
 
 
 @given(ids)
+@settings(max_examples=60, deadline=None)
+def test_masking_leaves_several_positives_and_takes_equal_strings_of_other_pictures(both):
+    image_ids, text_ids = (torch.tensor(one) for one in both)
+    n = len(image_ids)
+    logits = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).requires_grad_()
+    positive, same = image_ids[:, None] == image_ids, same_pair(image_ids, text_ids)
+    left = positive | ~same
+
+    def one_way(scores):
+        total = 0.0
+        for i in range(n):
+            denominator = math.log(sum(math.exp(scores[i][j]) for j in range(n) if left[i, j]))
+            own = [denominator - scores[i][j] for j in range(n) if positive[i, j]]
+            total += sum(own) / len(own)
+        return total / n
+
+    found = multi_positive_infonce(logits, positive, same)
+    values = logits.tolist()
+    expected = (one_way(values) + one_way([list(column) for column in zip(*values, strict=True)])) / 2
+    assert float(found.detach()) == pytest.approx(expected, abs=1e-6)  # weights are fp32
+    found.backward()
+    assert torch.isfinite(logits.grad).all() and (logits.grad[~left] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["infonce", "multi_positive", "harma", "siglip", "hinge", "hinge_hardest", "adaptive_triplet"]
+)
+def test_every_loss_heeds_the_mask(name):
+    image, text = embeddings(4)
+    batch, scale = pairs([0, 1, 2, 3], [0, 0, 1, 2]), torch.tensor(5.0, dtype=torch.float64)
+    plain = LossConfig(name=name, positives="image", margin=2.0)
+    found = [terms(image, text, scale, batch, plain.model_copy(update={"mask_duplicates": m})) for m in (False, True)]
+    assert found[0].keys() == found[1].keys()
+    assert all(abs(float(found[0][term] - found[1][term])) > 1e-9 for term in found[0])
+
+
+@given(ids)
 @settings(max_examples=30, deadline=None)
 def test_a_masked_pair_gets_no_gradient_and_every_other_does(both):
     image_ids, text_ids = both

@@ -1,5 +1,6 @@
 """Plans: which trials, under which identity, and what is recorded already."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -190,6 +191,18 @@ def test_a_method_that_trains_nothing_is_the_same_trial_under_any_recipe(tmp_pat
     assert ids(plan(tmp_path, "train.lr=0.5", methods=["zero_shot"])) == ids(plan(tmp_path, methods=["zero_shot"]))
 
 
+def test_a_loss_that_a_method_does_not_take_is_told(tmp_path):
+    options = {"methods": ["clip_fusion", "lora"], "seeds": [0]}
+    assert plan(tmp_path, **options).notes == []
+    (note,) = plan(tmp_path, "train.loss.name=hmmc", **options).notes
+    assert note == "clip_fusion: this method has a loss of its own, so train.loss changes nothing there"
+
+
+def test_what_trains_nothing_is_measured_on_the_captions_that_were_asked_for(tmp_path):
+    raw, cleaned = (plan(tmp_path, *sets, methods=["zero_shot"]) for sets in ((), ("train.captions=cleaned",)))
+    assert [p.trial.spec.train["captions"] for made in (raw, cleaned) for p in made.planned] == ["raw", "cleaned"]
+
+
 def test_what_is_named_twice_runs_once(tmp_path):
     names = {"methods": ["lora", "lora"], "datasets": ["scenes", "scenes"], "backbones": ["tiny-clip"] * 2}
     assert len(plan(tmp_path, seeds=[1, 0, 1], **names).planned) == 2
@@ -260,6 +273,12 @@ def test_methods_without_the_preset_are_left_out_and_a_misspelt_preset_is_an_err
         (["dataset.scenes.card=x"], {}, "key `dataset.scenes.card` is unknown"),
         (["dataset.ucm.root=x"], {}, "section `dataset.ucm`: this experiment has no data set `ucm`.* list it under"),
         (["dataset.scenes.val=0"], {}, "scenes has no val split"),
+        (["method.coop.depth=0"], {"methods": ["coop"]}, "key `method.coop.depth"),
+        (["train.betas=[0.9, 1.0]"], {}, "key `train.betas.1` has the value 1.0"),
+        (["train.clip_norm=.inf"], {}, "key `train.clip_norm` has the value inf"),
+        (["method.lora.alpha=.nan"], {}, "key `method.lora.alpha` has the value nan"),
+        (["dataset.ucm.root=2024"], {"datasets": ["ucm"], "dataset": None}, "`dataset.ucm.root` has the value 2024.*quote it"),
+        (["method.pir_petl.prior_weights=no.pth"], {}, "key `method.pir_petl.prior_weights`: weights: no.pth was not found"),
         (["backbone.tiny-clip.weigths=x"], {}, "key `backbone.tiny-clip.weigths` is unknown; did you mean `weights`"),
         (["backbone.tiny-clip.name=x"], {}, "key `backbone.tiny-clip.name` is unknown"),
         (["backbone.tiny-clip.blocks=2"], {}, "tiny-clip has no option blocks; it takes weights"),
@@ -326,6 +345,20 @@ def test_recorded_trials_are_skipped_unless_forced(tmp_path):
     assert [p.state for p in forced.planned] == ["to run"] * 3 and forced.planned[1].note == "forced"
 
 
+def test_a_record_of_another_version_of_the_method_is_skipped_but_told(tmp_path):
+    mine = plugin(tmp_path, "{'matched': Preset()}")
+    options = {"methods": ["mine"], "plugins": [mine], "seeds": [0]}
+    (planned,) = plan(tmp_path, **options).planned
+    put(planned, change=lambda p: p["method"].update(sha256=hashlib.sha256(Path(mine).read_bytes()).hexdigest()))
+    assert plan(tmp_path, **options).notes == []
+    put(planned, change=lambda p: p["method"].update(sha256="e" * 64))
+    made = plan(tmp_path, **options)
+    assert [p.state for p in made.planned] == ["recorded"]
+    assert made.notes == [
+        "1 recorded trial was made by another version of its method's file (mine); --force runs it again"
+    ]
+
+
 def test_a_failed_trial_runs_again_and_says_why_it_failed(tmp_path):
     put(plan(tmp_path).planned[0], "failed")
     again = plan(tmp_path)
@@ -380,7 +413,7 @@ def test_a_plan_writes_nothing(tmp_path, monkeypatch):
     assert read_record(put(made.planned[0])).spec_id == made.planned[0].trial.spec.spec_id
 
 
-def test_a_methods_weight_file_enters_by_its_content(tmp_path):
+def test_a_methods_weight_file_enters_by_its_content(tmp_path, monkeypatch):
     def planned(folder):
         (tmp_path / folder).mkdir()
         path = tmp_path / folder / "prior.pth"
@@ -393,3 +426,6 @@ def test_a_methods_weight_file_enters_by_its_content(tmp_path):
     assert first.spec.method.options["prior_weights"].startswith("sha256:")
     assert first.paths.method_files == {"prior_weights": str(one)} and str(tmp_path) not in first.spec.model_dump_json()
     assert not plan(tmp_path, methods=["pir_petl"], seeds=[0]).planned[0].trial.paths.method_files
+    monkeypatch.setenv("PETLBENCH_WEIGHTS", str(tmp_path / "b"))
+    named = plan(tmp_path, "method.pir_petl.prior_weights=prior.pth", methods=["pir_petl"], seeds=[0]).planned[0].trial
+    assert named.spec == first.spec and named.paths.method_files == {"prior_weights": str(tmp_path / "b" / "prior.pth")}

@@ -13,6 +13,9 @@ from torch import nn
 from petlbench.methods.backbones.random_models import random_clip, random_two_tower
 from petlbench.methods.backbones.tokenizers import HashingTokenizer
 from petlbench.methods.base import MethodError
+from petlbench.methods.clip_adapter import ClipAdapter, ClipAdapterConfig
+from petlbench.methods.clip_lora import ClipLora
+from petlbench.methods.cocoop import Cocoop, CocoopConfig
 from petlbench.methods.coop import Coop, CoopConfig
 from petlbench.methods.layers import prompts as layer
 from petlbench.methods.maple import Maple, MapleConfig
@@ -171,3 +174,19 @@ def test_an_official_checkpoint_of_another_activation_or_depth_is_refused():
     deeper = Maple(MapleConfig(tokens=2, depth=3, words=""))
     with pytest.raises(OfficialError, match=r"no tensor prompt_learner\.compound_prompts_text\.1"):
         imported(deeper, deeper.build(encoder(data["sizes"])), tensors)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Coop(CoopConfig(tokens=2, words="")),
+        Cocoop(CocoopConfig(tokens=2, words="")),
+        ClipLora(),
+        ClipAdapter(ClipAdapterConfig(towers="image")),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_weights_trained_on_openai_clip_are_refused_on_another_activation(method):
+    model = method.build(random_clip(quick_gelu=False))
+    with pytest.raises(MethodError, match=r"which uses quick_gelu; .* computes gelu"):
+        method.import_official(model, OfficialState({}, "released.pt"))

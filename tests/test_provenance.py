@@ -66,6 +66,15 @@ def test_an_installed_package_has_no_commit(tmp_path, monkeypatch):
         ("dataset.ucm.root=~/sets/ucm", "dataset.ucm.root=ucm"),
         ("ViT-B-32:openai", "ViT-B-32:openai"),
         ("hf:owner/name", "hf:owner/name"),
+        ("https://me@example.org/a/b", "https://me@example.org/a/b"),
+        ("results/experiments/ucm.yaml", "results/experiments/ucm.yaml"),
+        ("--results=../out/new", "--results=../out/new"),
+        ("--set=dataset.ucm.root=/data/me/ucm", "--set=dataset.ucm.root=ucm"),
+        ("dataset.ucm={root: /data/me/ucm, extension: png}", "dataset.ucm={root: ucm, extension: png}"),
+        ("plugins=[/data/me/a.py, ~/b.py]", "plugins=[a.py, b.py]"),
+        ("-e/data/me/x.yaml", "-ex.yaml"),
+        ("dataset.ucm.root='/data/me/my sets/ucm'", "dataset.ucm.root='ucm'"),
+        ("dataset./data/me/mine.yaml.root=/data/me/ucm", "dataset.mine.yaml.root=ucm"),
     ],
 )
 def test_the_command_keeps_no_folders_of_its_user(monkeypatch, typed, kept):

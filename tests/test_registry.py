@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -172,8 +173,9 @@ def test_an_error_inside_a_plugin_is_not_swallowed(tmp_path):
     path = write(tmp_path / "mine.py", extra="import no_such_package_anywhere\n")
     source = registry.discover([path])["mine"]  # names are known without importing
     for _ in range(2):  # nor is a half-imported module kept
-        with pytest.raises(ModuleNotFoundError, match="no_such_package_anywhere"):
+        with pytest.raises(registry.PluginError, match="no_such_package_anywhere") as caught:
             registry.load(source)
+        assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
 # --- installed packages ---
@@ -234,3 +236,32 @@ except registry.PluginError as error:
 """
     out = run_python(code, cwd=tmp_path, path=site)
     assert "entry point collections:OrderedDict of odd 1.2: not a subclass of petlbench.methods.base.Method" in out
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "told"),
+    [
+        ("import nothing_of_that_name\n", 1, "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("x = 1\nclass Mine(:\n", 2, "SyntaxError"),
+        (
+            "from petlbench.methods.base import Method\n\n\nraise RuntimeError('not today')\n",
+            4,
+            "RuntimeError: not today",
+        ),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_named_with_the_line(tmp_path, source, line, told):
+    path = tmp_path / "mine.py"
+    path.write_text(source, encoding="utf-8")
+    with pytest.raises(registry.PluginError) as caught:
+        registry.load(registry.discover([path])["mine"])
+    assert str(caught.value).startswith(f"{path}:{line}: cannot be imported ({told}")
+
+
+def test_an_installed_plugin_that_cannot_be_imported_is_named(monkeypatch):
+    entry = EntryPoint("theirs", "nothing_of_that_name:Theirs", registry.GROUP)
+    source = registry.Source("theirs", "their-package 1.0", False, entry=entry)
+    with pytest.raises(
+        registry.PluginError, match=r"entry point nothing_of_that_name:Theirs of their-package 1\.0: cannot be"
+    ):
+        registry.load(source)

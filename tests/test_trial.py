@@ -17,6 +17,7 @@ from petlbench.harness.audit import AuditError
 from petlbench.harness.metrics import Ranks, recalls
 from petlbench.harness.record_files import path_of, read_record
 from petlbench.harness.trial import run_trial
+from petlbench.methods.backbones.random_models import random_clip
 from petlbench.methods.full_finetune import FullFinetune
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
@@ -180,6 +181,44 @@ def test_a_failing_rerun_keeps_the_good_record(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="sensor"):
         run_trial(trial)
     assert path_of(trial).read_bytes() == before
+
+
+@pytest.mark.parametrize("place", ["query", "adapter", "record"])
+def test_a_forced_run_that_fails_late_leaves_record_ranks_and_adapter_as_they_were(tmp_path, monkeypatch, place):
+    trial = small_trial(tmp_path, "train.epochs=1", method="linear_probe")
+    run_trial(trial)
+    files = sorted(path_of(trial).parent.iterdir())
+    before = {path: path.read_bytes() for path in files}
+    assert len(before) == 3
+
+    def broken(*args, **kwargs):
+        raise MemoryError("no room")
+
+    where = {
+        "query": (ranking_module.Ranking, "query_cost"),
+        "adapter": (trial_module.adapters, "save_adapter"),
+        "record": (trial_module, "write_record"),
+    }
+    monkeypatch.setattr(*where[place], broken)
+    with pytest.raises(MemoryError):
+        run_trial(trial)
+    assert {path: path.read_bytes() for path in files} == before
+    monkeypatch.undo()
+    monkeypatch.setattr("petlbench.harness.parts.load_backbone", lambda name, **options: random_clip(seed=7))
+    monkeypatch.setenv("PETLBENCH_CACHE", str(tmp_path / "cache"))
+    run_trial(trial)
+    assert sorted(path_of(trial).parent.iterdir()) == files, "and the next run leaves nothing of the failed one"
+
+
+def test_an_adapter_of_another_form_goes_with_its_record(tmp_path):
+    trial = small_trial(tmp_path, "train.epochs=1", method="lora")
+    old = path_of(trial).with_name(f"{path_of(trial).stem}.adapter.safetensors")
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"of an earlier version")
+    for _ in range(2):  # a folder is replaced too
+        record = run_trial(trial)
+        names = {path.name for path in path_of(trial).parent.iterdir()}
+        assert names == {path_of(trial).name, *record.artifacts.values()} and not old.exists()
 
 
 def test_a_second_process_waits_for_the_first_and_takes_its_record(tmp_path):

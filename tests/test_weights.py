@@ -101,7 +101,7 @@ class TestClipFiles:
 
     def test_old_buffers_are_tolerated_by_name_only(self, clip_state, tmp_path):
         old = {
-            "attn_mask": torch.zeros(16, 16),
+            "attn_mask": torch.full((16, 16), float("-inf")).triu(1),
             "input_resolution": torch.tensor(32),
             "vocab_size": torch.tensor(49408),
         }
@@ -109,6 +109,9 @@ class TestClipFiles:
         load_backbone("ViT-B-32", weights=tmp_path / "old.pt", activation="gelu")
         torch.save({**clip_state, "visual.attn_mask": torch.zeros(1)}, tmp_path / "odd.pt")
         refused("1 unexpected keys: visual.attn_mask.", weights=tmp_path / "odd.pt", activation="gelu")
+
+    def test_a_folder_is_no_weight_file(self, tmp_path):
+        refused(f"{tmp_path}: is a folder, expected a weight file", weights=tmp_path, activation="gelu")
 
     def test_missing_unexpected_and_misshapen_are_all_listed(self, clip_state, tmp_path):
         broken = dict(clip_state)

@@ -47,7 +47,13 @@ def is_hub_name(name: str) -> bool:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """SHA-256 of a file's bytes, hexadecimal.
+
+    Raises:
+        BackboneError: It is a folder.
+    """
+    if path.is_dir():
+        raise BackboneError(f"{path}: is a folder, expected a weight file; name the file in it")
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -119,7 +125,8 @@ def _finished(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        # OpenAI's text tower may bring its causal mask along: -inf above the diagonal, and no weight.
+        if not key.endswith("attn_mask") and value.is_floating_point() and not torch.isfinite(value).all():
             raise BackboneError(f"{path.name}: tensor {key} holds NaN or infinity; the file is damaged, fetch it again")
     return state
 

@@ -42,6 +42,16 @@ def names_by_id(model: nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
+def require_openai_clip(backbone: DualEncoder, state: OfficialState) -> None:
+    """:func:`require_quick_gelu` where weights that sit outside of the towers are put on CLIP's; other towers they may not fit.
+
+    Raises:
+        MethodError: It is a CLIP, but its activation is not QuickGELU.
+    """
+    if backbone.provenance.kind == "open_clip":
+        require_quick_gelu(backbone, state)
+
+
 def require_quick_gelu(backbone: DualEncoder, state: OfficialState) -> None:
     """Refuse a backbone that computes another activation than OpenAI's CLIP, on which the weights were trained.
 

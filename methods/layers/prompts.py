@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from petlbench.methods.backbones.base import DualEncoder, Hidden, Tokens, Tower
@@ -15,7 +16,7 @@ from petlbench.methods.backbones.minilm import BertTower
 from petlbench.methods.backbones.open_clip_towers import OpenClipImageTower, OpenClipTextTower
 from petlbench.methods.base import MethodError
 
-Depth = int | Literal["all"]
+Depth = PositiveInt | Literal["all"]
 Positions = Literal["auto", "shifted", "kept"]
 Init = Literal["uniform", "normal"]
 
@@ -245,7 +246,9 @@ def word_vectors(backbone: DualEncoder, words: str, length: int, method: str) ->
         return tower.embed(tokens.to(next(tower.model.parameters()).device)).x[0, 1 : 1 + length].clone()
 
 
-def refuse_text(method: str, backbone: DualEncoder, length: int, positions: Positions) -> str | None:
+def refuse_text(
+    method: str, backbone: DualEncoder, length: int, positions: Positions, key: str = "tokens"
+) -> str | None:
     """The reason why a text tower has no room for the prompts and a caption, or None."""
     tower = backbone.text
     if not isinstance(tower, OpenClipTextTower) or not shifts(tower, length, positions):
@@ -255,7 +258,7 @@ def refuse_text(method: str, backbone: DualEncoder, length: int, positions: Posi
         return None
     return (
         f"{length} prompts leave {max(0, context - length)} of {context} text positions of {backbone.name} for the caption; "
-        f"set fewer method.{method}.tokens, or method.{method}.positions=kept"
+        f"set fewer method.{method}.{key}, or method.{method}.positions=kept"
     )
 
 
