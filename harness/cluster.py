@@ -77,7 +77,8 @@ def inputs(paths: Paths) -> list[str]:
     card = [paths.dataset_card] if Path(paths.dataset_card).is_absolute() else []
     root = [paths.dataset_root] if paths.dataset_root else []
     named = [*paths.dataset_paths.values(), *paths.weights.values(), *paths.method_files.values()]
-    return list(dict.fromkeys([*card, *root, *named, *paths.plugins]))
+    first = inputs(paths.first_stage.trial.paths) if paths.first_stage else []
+    return list(dict.fromkeys([*card, *root, *named, *paths.plugins, *first]))
 
 
 class Cluster:
@@ -108,16 +109,24 @@ class Cluster:
         self._mark.touch()
         self._desk = on_node(self._home, Desk, name=self.link.desk).remote()
         try:
-            self._send(list(dict.fromkeys(p for t in trials for p in inputs(t.paths))), resources, one_folder)
+            self._send(trials, resources, one_folder)
         except BaseException:
             self.close()
             raise
 
-    def _send(self, paths: list[str], resources: Resources, one_folder: bool) -> None:
+    def _send(self, trials: Sequence[Trial], resources: Resources, one_folder: bool) -> None:
         import ray
 
+        paths = list(dict.fromkeys(path for trial in trials for path in inputs(trial.paths)))
+        stages = list(dict.fromkeys(trial.paths.first_stage.record for trial in trials if trial.paths.first_stage))
         others = [node for node in nodes() if node.id != self._home and node.cpus]
-        answers = list(self._asked(others, [*paths, str(self._mark)]))
+        answers = list(self._asked(others, [*paths, *stages, str(self._mark)]))
+        for stage in stages:
+            if blind := [node for node, missing in answers if stage in missing]:
+                raise ClusterError(
+                    f"{stage}, the record that chooses the shortlists (protocol.rerank.first), is not visible on node "
+                    f"{blind[0].name}; it is read with its adapter beside it, so mount its results folder there under the same path"
+                )
         if one_folder and (blind := [node for node, missing in answers if str(self._mark) in missing]):
             raise ClusterError(
                 f"the results folder {self.results} is not visible on node {blind[0].name}, and a search keeps its checkpoints "
@@ -264,7 +273,11 @@ def _replaced(paths: Paths, there: dict[str, str]) -> Paths:
         return [moved(inner) for inner in value] if isinstance(value, list) else there.get(value, value)
 
     names = ("dataset_card", "dataset_root", "dataset_paths", "weights", "method_files", "plugins")
-    return paths.model_copy(update={name: moved(getattr(paths, name)) for name in names})
+    update = {name: moved(getattr(paths, name)) for name in names}
+    if (stage := paths.first_stage) is not None:
+        trial = stage.trial.model_copy(update={"paths": _replaced(stage.trial.paths, there)})
+        update["first_stage"] = stage.model_copy(update={"trial": trial})
+    return paths.model_copy(update=update)
 
 
 def _name() -> str:

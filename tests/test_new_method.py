@@ -13,7 +13,7 @@ from petlbench.harness.cli.new_method import NewMethodError, method_source, writ
 from petlbench.harness.contract import check_method
 from petlbench.methods import registry
 
-AWKWARD = ["mine", "my_adapter", "method", "tensor", "preset", "dual_encoder", "domain", "a", "x9", "a" * 40]
+AWKWARD = ["none", "mine", "my_adapter", "method", "tensor", "preset", "dual_encoder", "domain", "a", "x9", "a" * 40]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

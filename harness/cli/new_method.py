@@ -77,7 +77,7 @@ def method_source(name: str) -> str:
     """The template with the names filled in."""
     words = name.split("_")
     cls = "".join(word.capitalize() for word in words)
-    if cls in _IMPORTED or f"{cls}Config" in _IMPORTED:
+    if cls in _IMPORTED or f"{cls}Config" in _IMPORTED or keyword.iskeyword(cls):
         cls += "Tuning"
     template = (files("petlbench.harness") / "templates" / "method.py.txt").read_text(encoding="utf-8")
     return Template(template).substitute(name=name, cls=cls, config=f"{cls}Config", title=" ".join(words).capitalize())
