@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from petlbench.errors import PetlbenchError
 from petlbench.methods.backbones.base import Backbone
 from petlbench.methods.base import Method
+from petlbench.methods.recipe import Recipe
 
 FILE_SUFFIX = ".adapter.safetensors"
 FOLDER_SUFFIX = ".adapter"
@@ -49,10 +50,25 @@ class About(BaseModel):
     seed: int
     spec_id: str
     captions: str | None = None
-    """How captions were treated, as in ``train.captions``; None in adapters from before it was kept, as below."""
+    """How captions were treated, as in ``train.captions``; None: as usual, or not kept by an earlier version. So below."""
     precision: str | None = None
     shown: dict[str, Any] = {}
-    """How pictures reached the backbone: activation, resolution, mean and std of its provenance."""
+    """How pictures reached the backbone: activation, resolution, mean and std of its provenance; empty: as it is by default."""
+
+
+def conditions(recipe: Recipe, backbone: Backbone, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What :class:`About` says of evaluation, where it is not what any trial has.
+
+    Args:
+        recipe: Of the trial.
+        backbone: Of the trial.
+        options: Those that the backbone was asked for with.
+    """
+    usual = Recipe()
+    told = {
+        key: getattr(recipe, key) for key in ("captions", "precision") if getattr(recipe, key) != getattr(usual, key)
+    }
+    return told | ({"shown": how_shown(backbone)} if {"resolution", "activation"} & set(options) else {})
 
 
 def how_shown(backbone: Backbone) -> dict[str, Any]:
@@ -84,7 +100,7 @@ def save_adapter(
     if not tensors:
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    header = {_ABOUT: about.model_dump_json(), "format": "pt"}
+    header = {_ABOUT: about.model_dump_json(exclude_defaults=True), "format": "pt"}
     peft = method.peft_format(model)
     plain, packed = folder / f"{name}{FILE_SUFFIX}", folder / f"{name}{FOLDER_SUFFIX}"
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:

@@ -272,9 +272,7 @@ def _run(
         backbone_sha256=backbone.provenance.sha256,
         seed=spec.seed,
         spec_id=spec.spec_id,
-        captions=parts.recipe.captions,
-        precision=parts.recipe.precision,
-        shown=adapters.how_shown(backbone),
+        **adapters.conditions(parts.recipe, backbone, spec.backbone.options),
     )
     with room_for("the trained tensors", path.parent, 4 * count(model, trainable)):
         adapter = adapters.save_adapter(method, model, set(trainable), about, path.parent, f".{path.stem}")

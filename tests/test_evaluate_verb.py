@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from small_trials import SETS, small_trial
 
 from petlbench.harness.record_files import find_records, read_record
+from petlbench.harness.spec import Named
 from petlbench.harness.trial import run_trial
 from petlbench.methods.backbones.random_models import random_clip
 
@@ -276,6 +277,13 @@ def test_an_adapter_is_measured_as_it_was_trained(tmp_path, monkeypatch):
         "precision": "bf16",
     }
     assert called.json["metrics"]["recalls"] == record.metrics["test"].recalls
+
+
+def test_an_adapter_is_measured_at_the_resolution_it_was_trained_at(tmp_path, monkeypatch):
+    trial = small_trial(tmp_path, "train.epochs=1", method="linear_probe")
+    asked = trial.spec.model_copy(update={"backbone": Named(name="tiny-clip", options={"resolution": 32})})
+    run_trial(trial.model_copy(update={"spec": asked}))
+    (adapter,) = tmp_path.rglob("*.adapter.safetensors")
 
     def larger(name, *, seed=0, **options):
         backbone = random_clip(seed=7)
