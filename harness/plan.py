@@ -78,6 +78,7 @@ def make_plan(
     classes = {name: registry.load(sources[name]) for name in dict.fromkeys([*names, *experiment.method])}
     _known_preset(experiment.preset, {name: classes[name] for name in names})
     settings = {name: resolve_method(name, cls, experiment) for name, cls in classes.items()}
+    codes = {name: registry.source_sha256(cls) for name, cls in classes.items()}
     backbones = [resolve_backbone(name, experiment) for name in dict.fromkeys(experiment.backbones)]
 
     planned: dict[str, Planned] = {}
@@ -97,7 +98,6 @@ def make_plan(
                     refused[f"{name}/{card.name}/{info.name}", reason] = (name, card.name, foreign)
                     continue
                 config, recipe, files = settings[name]
-                code = registry.source_sha256(cls)
                 protocol, stage, reason = protocol_of(cls, info, experiment, stage_of)
                 if reason:
                     refused[f"{name}/{card.name}/{info.name}", reason] = (name, card.name, False)
@@ -132,7 +132,7 @@ def make_plan(
                         plugins=plugins,
                         command=command or [],
                     )
-                    of_set[spec.spec_id] = state_of(Trial(spec=spec, paths=paths, tuning=tuning), force, code)
+                    of_set[spec.spec_id] = state_of(Trial(spec=spec, paths=paths, tuning=tuning), force, codes[name])
         if check_pictures and any(p.state != RECORDED for p in of_set.values()):
             for image in (image for split in splits.values() for image in split.images):
                 image.fingerprint()  # touches the file's entry, not its content

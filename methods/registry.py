@@ -175,18 +175,12 @@ def _import_file(path: Path):
 
 def _cannot(what: str, error: Exception, path: Path | None = None) -> str:
     """Why a method cannot be imported, with the line of its file where there is one."""
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if path and frame.filename == str(path)
-    ]
-    line = (
-        error.lineno if isinstance(error, SyntaxError) and error.filename == str(path) else lines[-1] if lines else None
-    )
-    told = (
-        error.msg
-        if isinstance(error, SyntaxError)
-        else str(error).strip().splitlines()[0]
-        if str(error).strip()
-        else ""
-    )
-    place = f"{what}:{line}" if line else what
+    own = str(path)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    told, _, _ = str(error).strip().partition("\n")
+    if isinstance(error, SyntaxError):
+        told = error.msg
+        if error.filename == own:
+            lines.append(error.lineno)
+    place = f"{what}:{lines[-1]}" if lines else what
     return f"{place}: cannot be imported ({type(error).__name__}: {told}); mend it, or leave the method out"

