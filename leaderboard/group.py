@@ -65,7 +65,7 @@ class Group:
     Attributes:
         key: 12 hexadecimal digits that name the group.
         setting: Shared by all entries.
-        entries: Sorted by seed.
+        entries: Sorted by seed, each seed once.
         identity: The spec without its seed, the origin of the method's code, the hashes of all splits, and how scores
             were computed.
     """
@@ -74,6 +74,21 @@ class Group:
     setting: Setting
     entries: tuple[Entry, ...]
     identity: Mapping[str, Any]
+    repeats: tuple[Entry, ...] = ()
+    """Left out, because their seed is there already: one trial may be transferred twice, by two rules of what a near duplicate
+    is, with the same pictures left."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        """One for each of the repeats."""
+        first = {entry.record.spec["seed"]: entry.name for entry in self.entries}
+        return [
+            Problem(
+                entry.name,
+                f"{entry.path}: same trial, seed and test pictures as {first[entry.record.spec['seed']]}; keep one of the two",
+            )
+            for entry in self.repeats
+        ]
 
     @property
     def method(self) -> str:
@@ -91,29 +106,6 @@ class Group:
         return tuple(entry.record.spec["seed"] for entry in self.entries)
 
 
-def each_seed_once(entries: Iterable[Entry]) -> tuple[list[Entry], list[Problem]]:
-    """Entries without those that would count a seed of a row twice, and a problem for each of these.
-
-    Records of one trial are told apart by their spec, but one trial may be transferred twice, by two rules of what a near
-    duplicate is, with the same pictures left.
-    """
-    kept, problems = [], []
-    first: dict[tuple[Setting, str, Any], Entry] = {}
-    for entry in entries:
-        if entry.record.status == "ok":
-            key = Setting.of(entry), canonical_json(_identity(entry)), entry.record.spec["seed"]
-            if (other := first.setdefault(key, entry)) is not entry:
-                problems.append(
-                    Problem(
-                        entry.name,
-                        f"{entry.path}: same trial, seed and test pictures as {other.name}; keep one of the two",
-                    )
-                )
-                continue
-        kept.append(entry)
-    return kept, problems
-
-
 def group_entries(entries: Iterable[Entry]) -> list[Group]:
     """Groups of the records of status ok, in the order of their keys."""
     found: dict[tuple[Setting, str], list[Entry]] = defaultdict(list)
@@ -128,8 +120,11 @@ def group_entries(entries: Iterable[Entry]) -> list[Group]:
     groups = []
     for (setting, text), members in found.items():
         key = hashlib.sha256(f"{setting}{text}".encode()).hexdigest()[:12]
-        ordered = tuple(sorted(members, key=lambda e: (e.record.spec["seed"], e.name)))
-        groups.append(Group(key, setting, ordered, identities[text]))
+        ordered = sorted(members, key=lambda e: (e.record.spec["seed"], e.name))
+        first = {entry.record.spec["seed"]: entry for entry in reversed(ordered)}
+        kept = tuple(entry for entry in ordered if first[entry.record.spec["seed"]] is entry)
+        repeats = tuple(entry for entry in ordered if first[entry.record.spec["seed"]] is not entry)
+        groups.append(Group(key, setting, kept, identities[text], repeats))
     return sorted(groups, key=lambda g: (g.setting, g.key))
 
 

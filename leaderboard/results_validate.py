@@ -16,7 +16,7 @@ from petlbench.harness.record import SCHEMA
 from petlbench.harness.record_files import RANKS_SUFFIX, RECORD_SUFFIX, find_records, read_record, record_path
 from petlbench.harness.spec import TrialSpec
 from petlbench.leaderboard.entry_ranks import disagreements, read_ranks
-from petlbench.leaderboard.group import each_seed_once
+from petlbench.leaderboard.group import group_entries
 from petlbench.leaderboard.load import Entry, Problem, joined, load_records
 from petlbench.leaderboard.table import Board, make_board
 from petlbench.leaderboard.transfer import check_transfers, load_transfers
@@ -75,7 +75,7 @@ def validate(root: Path, *, board: bool = False) -> Report:
     report.problems.extend(_strays(root, loaded.entries))
     transfers = load_transfers(root)
     report.problems.extend(check_transfers(root, transfers))
-    report.problems.extend(each_seed_once([*loaded.entries, *transfers.entries])[1])
+    report.problems.extend(problem for group in group_entries(transfers.entries) for problem in group.problems)
     if board:
         report.problems.extend(_boards(root, make_board(joined(loaded, transfers))))
     report.problems.sort(key=lambda problem: (problem.name, problem.message))

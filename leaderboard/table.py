@@ -15,7 +15,7 @@ from petlbench.harness.metrics import class_oracle
 from petlbench.leaderboard import statistics
 from petlbench.leaderboard.collector import collector_paused
 from petlbench.leaderboard.explain import Options, explain, footnotes
-from petlbench.leaderboard.group import Setting, by_setting, each_seed_once, group_entries, labels
+from petlbench.leaderboard.group import Setting, by_setting, group_entries, labels
 from petlbench.leaderboard.load import METRICS, Entry, Loaded, Problem, joined, load_records
 from petlbench.leaderboard.pairwise import LEVEL, Pairwise, compare_rows
 from petlbench.leaderboard.row import Row, make_row
@@ -100,9 +100,9 @@ def build_board(results: Path, options: Options | None = None) -> Board:
 def make_board(loaded: Loaded, options: Options | None = None) -> Board:
     """:func:`build_board` of records and transfers that were read already."""
     options = options or Options()
-    entries, twice = each_seed_once(loaded.entries)
-    problems = [*loaded.problems, *twice]
+    entries = loaded.entries
     groups = group_entries(entries)
+    problems = [*loaded.problems, *(problem for group in groups for problem in group.problems)]
     tables = []
     ready: dict[str, Row] = {}
     for setting, members in by_setting(groups).items():
