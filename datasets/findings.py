@@ -59,7 +59,9 @@ CODES: dict[str, Code] = {
     "D012": Code(
         "warning", "a caption belongs to several pictures of the split", "never", "train with mask_duplicates"
     ),
-    "D013": Code("warning", "captions of an evaluation split also occur in train", "never", "say it beside the results"),
+    "D013": Code(
+        "warning", "captions of an evaluation split also occur in train", "never", "say it beside the results"
+    ),
     "D014": Code("note", "captions hold characters outside ASCII", "never", "harmless if meant"),
     "D015": Code("warning", "captions are too long for CLIP's 77 tokens", "never", "shorten them"),
     "D016": Code("warning", "captions were decoded wrongly, or hold HTML references", "always", "decodes them rightly"),
