@@ -110,8 +110,18 @@ def _first_to_hold() -> bool:
     return True
 
 
+def _wait_for_trials_on(gpus: int) -> None:
+    """Pass time until trials were seen on so many GPUs, as processes may take longer to start than trials to end."""
+    end = time.monotonic() + 120
+    folder = Path(os.environ["FAKE_LOG"])
+    while len({line.get("devices") for line in told(folder) if line["event"] == "start"} - {None}) < gpus:
+        if time.monotonic() > end:
+            raise TimeoutError(f"no trial came to a second GPU within 120 s; {gpus} GPUs were expected to be used")
+        time.sleep(0.1)
+
+
 def fake_trial(
-    trial: Trial, report: Callable[[dict[str, Any]], None], seconds: float = 0.3, hold: bool = False
+    trial: Trial, report: Callable[[dict[str, Any]], None], seconds: float = 0.3, hold: bool = False, gpus: int = 0
 ) -> None:
     """A few epochs that only pass time and leave a checkpoint each, then a record with ranks and an adapter."""
     work = work_folder(trial)
@@ -128,6 +138,7 @@ def fake_trial(
         part=trial.paths.gpus_per_worker,
         pictures=len(list(Path(trial.paths.dataset_root).rglob("*.jpg"))) if trial.paths.dataset_root else None,
     )
+    _wait_for_trials_on(gpus)
     for epoch in range(done + 1, EPOCHS + 1):
         time.sleep(seconds)
         state.write_text(str(epoch))
@@ -146,6 +157,11 @@ def fake_trial(
     ranks.save(path.with_name(f"{path.stem}.ranks.npz"))
     write_record(record, path)
     note(trial, event="end")
+
+
+def trial_on_two_gpus(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
+    """The same, but it ends only once trials were seen on two GPUs."""
+    fake_trial(trial, report, gpus=2)
 
 
 def held_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:

@@ -1,75 +1,19 @@
 """Plans: which trials, under which identity, and what is recorded already."""
 
-import hashlib
 import json
-from pathlib import Path
 
 import pytest
 from cli_calls import python, small_set
 from data_files import precomp_set
-from factories import make_payload
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_calls import SCENES, ids, plan, plugin, refused
 from support import ROOT
 
 from petlbench.datasets.split import DataError
-from petlbench.errors import PetlbenchError
 from petlbench.harness.experiment import EMBEDDED, ExperimentError, load_experiment
 from petlbench.harness.plan import make_plan
-from petlbench.harness.record import Record
-from petlbench.harness.record_files import read_record, write_record
-from petlbench.harness.recorded import seconds_of
 from petlbench.harness.spec import Named, TrialSpec
-
-SCENES = {"scenes": {"train": 30, "val": 30, "test": 30}}
-
-PLUGIN = """
-from petlbench.methods.base import Method, Preset
-
-class {name}(Method):
-    title = "{name}"
-    presets = {presets}
-
-    def build(self, backbone):
-        return backbone
-
-    def trainable(self, model):
-        return ()
-"""
-
-
-def plan(tmp_path, *sets, force=False, **options):
-    options = {"methods": ["lora"], "dataset": SCENES, "results": str(tmp_path / "results"), **options}
-    return make_plan(load_experiment(None, sets, **options), force=force)
-
-
-def ids(made):
-    return [p.trial.spec.spec_id for p in made.planned]
-
-
-def refused(match, tmp_path, *sets, **options):
-    with pytest.raises(PetlbenchError, match=match):
-        plan(tmp_path, *sets, **options)
-
-
-def plugin(folder, presets, name="Mine"):
-    path = folder / f"{name.lower()}.py"
-    path.write_text(PLUGIN.format(name=name, presets=presets), encoding="utf-8")
-    return str(path)
-
-
-def put(planned, status="ok", change=None):
-    """Write the record that a trial of the plan would leave."""
-    payload = make_payload()
-    payload |= {"spec": planned.trial.spec.model_dump(mode="json"), "spec_id": planned.trial.spec.spec_id}
-    payload["method"]["name"] = planned.trial.spec.method.name
-    if status == "failed":
-        payload |= {"status": status, "metrics": {}, "cost": None}
-        payload["error"] = {"type": "RuntimeError", "message": "out of memory", "traceback": ""}
-    if change:
-        change(payload)
-    return write_record(Record.model_validate(payload), planned.path)
-
 
 # Identity
 
@@ -151,6 +95,24 @@ def test_captions_count_but_not_where_they_lie(tmp_path):
         str(tmp_path / "b" / "files"),
         str(tmp_path / "b" / "toyset.yaml"),
     )
+
+
+def test_a_methods_weight_file_enters_by_its_content(tmp_path, monkeypatch):
+    def planned(folder):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "prior.pth"
+        path.write_bytes(b"weights")
+        made = plan(tmp_path, f"method.pir_petl.prior_weights={path}", methods=["pir_petl"], seeds=[0])
+        return path, made.planned[0].trial
+
+    (one, first), (_, second) = planned("a"), planned("b")
+    assert first.spec.spec_id == second.spec.spec_id
+    assert first.spec.method.options["prior_weights"].startswith("sha256:")
+    assert first.paths.method_files == {"prior_weights": str(one)} and str(tmp_path) not in first.spec.model_dump_json()
+    assert not plan(tmp_path, methods=["pir_petl"], seeds=[0]).planned[0].trial.paths.method_files
+    monkeypatch.setenv("PETLBENCH_WEIGHTS", str(tmp_path / "b"))
+    named = plan(tmp_path, "method.pir_petl.prior_weights=prior.pth", methods=["pir_petl"], seeds=[0]).planned[0].trial
+    assert named.spec == first.spec and named.paths.method_files == {"prior_weights": str(tmp_path / "b" / "prior.pth")}
 
 
 # Which trials
@@ -330,102 +292,3 @@ def test_a_set_without_validation_pictures_is_refused_with_the_way_out(tmp_path)
 def test_a_missing_folder_is_found_while_planning(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         plan(tmp_path, f"dataset.ucm.root={tmp_path / 'no'}", datasets=["ucm"], dataset=None)
-
-
-# Records
-
-
-def test_recorded_trials_are_skipped_unless_forced(tmp_path):
-    first = plan(tmp_path)
-    put(first.planned[1])
-    again = plan(tmp_path)
-    assert [p.state for p in again.planned] == ["to run", "recorded", "to run"]
-    assert ids(again) == ids(first) and [p.trial.spec.seed for p in again.to_run] == [0, 2]
-    forced = plan(tmp_path, force=True)
-    assert [p.state for p in forced.planned] == ["to run"] * 3 and forced.planned[1].note == "forced"
-
-
-def test_a_record_of_another_version_of_the_method_is_skipped_but_told(tmp_path):
-    mine = plugin(tmp_path, "{'matched': Preset()}")
-    options = {"methods": ["mine"], "plugins": [mine], "seeds": [0]}
-    (planned,) = plan(tmp_path, **options).planned
-    put(planned, change=lambda p: p["method"].update(sha256=hashlib.sha256(Path(mine).read_bytes()).hexdigest()))
-    assert plan(tmp_path, **options).notes == []
-    put(planned, change=lambda p: p["method"].update(sha256="e" * 64))
-    made = plan(tmp_path, **options)
-    assert [p.state for p in made.planned] == ["recorded"]
-    assert made.notes == [
-        "1 recorded trial was made by another version of its method's file (mine); --force runs it again"
-    ]
-
-
-def test_a_failed_trial_runs_again_and_says_why_it_failed(tmp_path):
-    put(plan(tmp_path).planned[0], "failed")
-    again = plan(tmp_path)
-    assert (again.planned[0].state, again.planned[0].note) == ("failed before", "out of memory")
-    assert again.to_run == again.planned
-
-
-def test_a_record_of_another_trial_in_the_same_place_is_replaced(tmp_path):
-    first = plan(tmp_path)
-    put(first.planned[0], change=lambda payload: payload.update(spec_id="0" * 64))
-    again = plan(tmp_path)
-    assert (again.planned[0].state, again.planned[0].note) == ("to run", "the file there belongs to another trial")
-
-
-def test_a_corrupt_record_stops_the_plan_and_force_goes_on(tmp_path):
-    path = put(plan(tmp_path).planned[0])
-    payload = json.loads(path.read_text())
-    payload["cost"]["train_s"] = "quick"
-    path.write_text(json.dumps(payload))
-    with pytest.raises(ExperimentError) as caught:
-        plan(tmp_path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: key `cost.train_s`") and "'quick'" in message and "--force" in message
-    assert plan(tmp_path, force=True).planned[0].note == "replaces a corrupt record"
-    path.write_text("{")
-    refused("not a JSON record", tmp_path)
-
-
-def test_estimates_are_means_of_all_measured_seconds_and_bad_files_are_told(tmp_path):
-    made = plan(tmp_path, methods=["lora", "zero_shot"])
-    for index, p in enumerate(made.planned[:2]):
-        cost = {"train_s": 10.0 * (index + 1), "eval_s": 2.0, "cache_s": 1.0}
-        put(p, change=lambda payload, cost=cost: payload["cost"].update(cost))
-    put(made.planned[3], "failed")
-    assert seconds_of(tmp_path / "results") == ({("lora", "scenes", "tiny-clip"): 18.0}, [])
-    made.planned[2].path.write_text("{}")
-    nameless = made.planned[3].path
-    payload = json.loads(made.planned[0].path.read_text()) | {"spec": {}}
-    nameless.write_text(json.dumps(payload))
-    times, problems = seconds_of(tmp_path / "results")
-    assert times == {("lora", "scenes", "tiny-clip"): 18.0}
-    assert len(problems) == 2 and all(any(str(p) in m for m in problems) for p in (made.planned[2].path, nameless))
-    assert seconds_of(tmp_path / "nowhere") == ({}, [])
-
-
-def test_a_plan_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    made = make_plan(load_experiment(None, methods=["lora"], dataset=SCENES), command=["benchmark", "plan"])
-    assert list(tmp_path.iterdir()) == []
-    paths = made.planned[0].trial.paths
-    assert Path(paths.results) == tmp_path / "results" and paths.command == ["benchmark", "plan"]
-    assert read_record(put(made.planned[0])).spec_id == made.planned[0].trial.spec.spec_id
-
-
-def test_a_methods_weight_file_enters_by_its_content(tmp_path, monkeypatch):
-    def planned(folder):
-        (tmp_path / folder).mkdir()
-        path = tmp_path / folder / "prior.pth"
-        path.write_bytes(b"weights")
-        made = plan(tmp_path, f"method.pir_petl.prior_weights={path}", methods=["pir_petl"], seeds=[0])
-        return path, made.planned[0].trial
-
-    (one, first), (_, second) = planned("a"), planned("b")
-    assert first.spec.spec_id == second.spec.spec_id
-    assert first.spec.method.options["prior_weights"].startswith("sha256:")
-    assert first.paths.method_files == {"prior_weights": str(one)} and str(tmp_path) not in first.spec.model_dump_json()
-    assert not plan(tmp_path, methods=["pir_petl"], seeds=[0]).planned[0].trial.paths.method_files
-    monkeypatch.setenv("PETLBENCH_WEIGHTS", str(tmp_path / "b"))
-    named = plan(tmp_path, "method.pir_petl.prior_weights=prior.pth", methods=["pir_petl"], seeds=[0]).planned[0].trial
-    assert named.spec == first.spec and named.paths.method_files == {"prior_weights": str(tmp_path / "b" / "prior.pth")}

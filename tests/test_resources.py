@@ -258,18 +258,16 @@ def events(log, planned):
 def test_trials_share_gpus_and_never_more_than_a_whole_one(two_gpus, log, tmp_path):
     plan = small_plan(tmp_path, methods=["lora", "full_finetune"], seeds=[0, 1, 2, 3])
     resources = Resources.model_validate({"per_method": {"lora": {"gpus": 0.5}}})
-    outcome = run_trials(plan.planned, resources, ray_work.Quiet(), run=ray_work.fake_trial)
+    outcome = run_trials(plan.planned, resources, ray_work.Quiet(), run=ray_work.trial_on_two_gpus)
     assert (outcome.finished, outcome.failed, outcome.restarts) == (8, [], 0)
     used: dict[str, float] = {}
     most = 0.0
-    together = 0
     parts = {}
     for line in events(log, plan.planned):
         if line["event"] == "start":
             parts[line["trial"]] = (line["devices"], line["part"])
             used[line["devices"]] = used.get(line["devices"], 0) + line["part"]
             most = max(most, used[line["devices"]])
-            together = max(together, sum(part == 0.5 for part in used.values()) + sum(p == 1 for p in used.values()))
         elif line["event"] == "end":
             device, part = parts[line["trial"]]
             used[device] -= part
