@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from petlbench.datasets.card import SELF_CONTAINED, WITHOUT_FILES, Card, Files, Format, Layout
 from petlbench.datasets.detect import Found, candidates, detect
+from petlbench.datasets.options import from_home
 from petlbench.datasets.picture_folder import find_pictures
 from petlbench.datasets.readers import precomp
 from petlbench.datasets.readers.split_files import stem_and_split
@@ -71,7 +72,7 @@ def _settle(card: Card, root: str | Path | None, given: Mapping[str, Any], wante
     if (repo := {**card.options, **given}.get("repo")) and (wanted or card.format) in ("huggingface", "auto"):
         hub = {"format": "huggingface", "files": None, "options": {**card.options, "repo": repo}, "layouts": {}}
         return Settled(card.model_copy(update=hub))
-    annotations = given.get("annotations")
+    annotations = from_home(str(given["annotations"])) if "annotations" in given else None
     if card.format == "auto" or wanted not in (None, card.format):
         folder = find_root(card, root)
         layout = card.layouts.get(wanted)  # type: ignore[call-overload]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -16,6 +17,14 @@ from pydantic import (
 )
 
 SplitName = Literal["train", "val", "test"]
+
+
+def from_home(path: str) -> str:
+    """The path with the user's home folder for a leading ``~``; as it is where that home is not known."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:  # no such user: the file is not found under the name as given, and the reader says so
+        return path
 
 
 class SplitOptions(BaseModel):
@@ -46,6 +55,11 @@ class SplitOptions(BaseModel):
 
     _later: ClassVar[tuple[str, ...]] = ()
     """Options of a reader that are younger than its first records: told only where they are not the default."""
+
+    @field_validator("val_list", "val_images", "annotations", "image_dir", "karpathy_json", check_fields=False)
+    @classmethod
+    def _home(cls, path: str | None) -> str | None:
+        return None if path is None else from_home(path)
 
     @field_validator("fold")
     @classmethod

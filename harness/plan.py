@@ -71,7 +71,7 @@ def make_plan(
     _known_sections(
         experiment, "dataset", {*cards, *(c.name for c in cards.values())}, hint=" (or list it under `datasets`)"
     )
-    plugins = [str(Path(p).resolve()) for p in experiment.plugins]
+    plugins = [str(Path(p).expanduser().resolve()) for p in experiment.plugins]
     tuned = _tuned(experiment)
 
     # From the cheapest check to the dearest: options, weight files, captions.

@@ -72,7 +72,7 @@ def discover(plugins: Iterable[str | Path] = ()) -> dict[str, Source]:
         for e in sorted(entry_points(group=GROUP), key=lambda e: e.name)
     ]
     for plugin in plugins:
-        path = Path(plugin).resolve()
+        path = Path(plugin).expanduser().resolve()
         if not path.is_file():
             raise PluginError(f"--plugin {plugin}: no such file; give the path of a Python file that holds one method")
         candidates.append(Source(path.stem, path.name, False, path=path))

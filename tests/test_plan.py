@@ -130,6 +130,30 @@ def test_absolute_reader_paths_stay_out_of_the_spec(tmp_path):
     assert trial.paths.dataset_paths == {"image_dir": str(elsewhere)}
 
 
+def test_paths_below_the_home_folder_are_those_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    card, root = small_set(tmp_path)
+    (tmp_path / "val.txt").write_text("park_0.jpg\n")
+    plugin(tmp_path, "{'matched': Preset()}")
+    given = {
+        "root": root,
+        "annotations": root / "set.json",
+        "image_dir": root / "pictures",
+        "val_list": tmp_path / "val.txt",
+    }
+    home = {key: f"~/{path.relative_to(tmp_path)}" for key, path in given.items()}
+
+    def trial(values, plugin):
+        sets = (f"dataset.{card.stem}.{key}={value}" for key, value in values.items())
+        options = {"datasets": [str(card)], "dataset": None, "methods": ["mine"], "plugins": [plugin], "seeds": [0]}
+        return plan(tmp_path, *sets, **options).planned[0].trial
+
+    assert trial(home, "~/mine.py") == trial(given, str(tmp_path / "mine.py"))
+    assert trial(home, "~/mine.py").paths.plugins == [str(tmp_path / "mine.py")]
+    with pytest.raises(DataError, match=r"~no-such-user/val.txt.* is not found"):
+        trial({**home, "val_list": "~no-such-user/val.txt"}, "~/mine.py")
+
+
 def test_the_embedded_plan_runs_every_method_once_per_seed_and_zero_shot_once(tmp_path):
     made = make_plan(load_experiment(EMBEDDED, dataset=SCENES, results=str(tmp_path)))
     trials = {}
