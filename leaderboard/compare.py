@@ -34,7 +34,7 @@ class Comparison:
 
     @property
     def comparable(self) -> bool:
-        """Same test split, training data, weights, activation and resolution, and all of them stated."""
+        """Same test split, weights, activation and resolution, all stated, and trained on that set; cuts of train may differ."""
         return self.ours is not None and not any(gap.blocks for gap in self.gaps)
 
     @property
@@ -120,12 +120,19 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
             "backbone": row.backbone,
             "trained": published.size or None,
             "selection": published.selection,
+            "selection_note": published.selection_note or None,
+            "ties": published.ties,
+            "split": published.split.model_dump(mode="json") if published.split else None,
             "seeds": published.seeds,
             "recalls": published.recalls,
             "mR": published.score,
+            "mR_sd": row.mR_sd,
             "mR_printed": row.mR,
             "mR_misprinted": published.misprinted,
             "note": row.note or None,
+            "read_in": published.read_in or None,
+            "url": published.url,
+            "source_notes": list(published.source_notes),
         },
         "ours": None
         if ours is None
@@ -133,6 +140,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
             "label": ours.label,
             "backbone": ours.backbone,
             "trained": ours.trained,
+            "trained_new_heads": ours.heads,
             "selection": ours.group.setting.rule,
             "seeds": list(ours.group.seeds),
             "mean": ours.mean,
@@ -151,7 +159,13 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def _numbers(groups: Sequence[Group]) -> list[Ours]:
-    named = labels(groups)
+    places: dict[tuple[Any, Any], list[Group]] = {}  # the backbone stands beside the label, so it need not be in it
+    for group in groups:
+        record = group.entries[0].record
+        places.setdefault((record.spec["backbone"]["name"], (record.backbone or {}).get("resolution")), []).append(
+            group
+        )
+    named = {key: label for members in places.values() for key, label in labels(members).items()}
     found = []
     for group in groups:
         means, deviations = over_seeds([entry.record.metrics["test"] for entry in group.entries])
@@ -164,6 +178,7 @@ def _numbers(groups: Sequence[Group]) -> list[Ours]:
                 mean=means,
                 sd=deviations,
                 trained=params.trained,
+                heads=params.trained_new_heads,
             )
         )
     return sorted(found, key=lambda one: (one.backbone, one.label))

@@ -212,4 +212,5 @@ def _describe(method: str, values: Mapping[str, Any], differing: Sequence[str], 
 def _value(values: Mapping[str, Any], key: str) -> str:
     if key not in values:
         return "unset"
-    return values[key] if isinstance(values[key], str) else canonical_json(values[key])
+    value = values[key] if isinstance(values[key], str) else canonical_json(values[key])
+    return value[: len("sha256:") + 8] if value.startswith("sha256:") else value

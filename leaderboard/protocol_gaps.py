@@ -57,6 +57,7 @@ class Ours:
         mean: Metric to mean over the seeds.
         sd: Metric to standard deviation; None for a single seed.
         trained: Trained scalars, with the heads that join unaligned towers.
+        heads: Those of new heads among them, which a model whose towers are aligned does not have.
     """
 
     group: Group
@@ -64,6 +65,7 @@ class Ours:
     mean: dict[str, float]
     sd: dict[str, float | None]
     trained: int
+    heads: int = 0
 
     @property
     def record(self) -> Record:
@@ -91,6 +93,11 @@ def gaps(row: PublishedRow, ours: Ours) -> tuple[Gap, ...]:
     )
 
 
+def chosen(row: PublishedRow) -> str:
+    """How the epoch of a published row was chosen, in words."""
+    return _RULES[_CHOSEN[row.selection]] if row.selection in _CHOSEN else UNSTATED
+
+
 def _data(row: PublishedRow, ours: Ours) -> list[Gap]:
     data = ours.record.data
     assert data is not None
@@ -100,7 +107,9 @@ def _data(row: PublishedRow, ours: Ours) -> list[Gap]:
         return [Gap("test split", UNSTATED, mine, blocks=True)]
     found = []
     if (row.split.test_images, row.split.test_captions) != (test.images, test.captions):
-        theirs = f"{row.split.test_images:,} images, {row.split.test_captions:,} captions"
+        captions = row.split.test_captions
+        theirs = f"{row.split.test_images:,} images, {'captions' if captions is None else f'{captions:,} captions'}"
+        theirs += f" {UNSTATED}" * (captions is None)
         found.append(Gap("test split", theirs, mine, blocks=True))
     elif row.split.cards and data.name not in row.split.cards:
         found.append(Gap("files of the data set", f"those of the card {' or '.join(row.split.cards)}", data.name))
@@ -144,13 +153,13 @@ def _training(row: PublishedRow, ours: Ours) -> list[Gap]:
         has = data.splits[split].images if split in data.splits else None
         if images != has:
             found.append(Gap(f"{split} split", _images(images), _images(has, "none")))
-    size = parameters(row.size)
-    if size is not None and not size[0] <= ours.trained <= size[1]:
-        found.append(Gap("trained parameters", row.size, text.count(ours.trained)))
+    size, own = parameters(row.size), ours.trained - ours.heads
+    if size is not None and not (size[0] <= own <= size[1] and not ours.heads):
+        heads = f", and {text.count(ours.heads)} in new heads" if ours.heads else ""
+        found.append(Gap("trained parameters", row.size, text.count(own) + heads))
     rule = ours.group.setting.rule
     if _CHOSEN.get(row.selection) != rule:
-        theirs = _RULES[_CHOSEN[row.selection]] if row.selection in _CHOSEN else UNSTATED
-        found.append(Gap("selection", theirs, _RULES.get(rule, rule)))
+        found.append(Gap("selection", chosen(row), _RULES.get(rule, rule)))
     if row.seeds != len(ours.group.entries):
         found.append(Gap("seeds", UNSTATED if row.seeds is None else str(row.seeds), str(len(ours.group.entries))))
     if selection.budget_trials > 1:

@@ -19,6 +19,7 @@ from petlbench.leaderboard.published_schema import (
     PublishedBackbone,
     PublishedFile,
     PublishedSplit,
+    PublishedTable,
     Selection,
     TableRow,
 )
@@ -52,6 +53,9 @@ class PublishedRow:
         selection_note: How that is known.
         ties: How ties were broken; None where unknown.
         seeds: Runs averaged; None where unknown.
+        read_in: In what the numbers of the source were read; empty for rows that a method declares.
+        url: Where the source is to be had; None where not known.
+        source_notes: Facts of the source that a reader of its numbers should know.
     """
 
     file: str
@@ -67,6 +71,9 @@ class PublishedRow:
     selection_note: str = ""
     ties: str | None = None
     seeds: int | None = None
+    read_in: str = ""
+    url: str | None = None
+    source_notes: tuple[str, ...] = ()
 
     @property
     def recalls(self) -> dict[str, float] | None:
@@ -87,6 +94,11 @@ class PublishedRow:
         value = self.row.mR if self.mean is None else self.mean
         assert value is not None  # the schema demands one of the two
         return value
+
+    @property
+    def printed(self) -> float:
+        """The mR to show: as printed, unless that is misprinted or not given; percent."""
+        return self.score if self.row.mR is None or self.misprinted else self.row.mR
 
     @property
     def misprinted(self) -> bool:
@@ -198,21 +210,31 @@ def _rows(path: Path) -> list[PublishedRow]:
                     "backbone and training data; delete one, or tell them apart by `tuned_on`"
                 )
             seen.add(key)
-            rows.append(
-                PublishedRow(
-                    file=path.stem,
-                    source=source.title,
-                    paper=source.paper,
-                    table=table.table,
-                    dataset=table.dataset,
-                    split=table.split,
-                    row=row,
-                    known=source.backbones.get(row.backbone or "", PublishedBackbone()),
-                    mark=row.mark or source.mark,
-                    selection=row.selection or source.selection,
-                    selection_note=source.selection_note,
-                    ties=source.ties,
-                    seeds=row.seeds or source.seeds,
-                )
-            )
+            rows.append(_whole(path.stem, source, table, row))
     return rows
+
+
+def _whole(file: str, source: PublishedFile, table: PublishedTable, row: TableRow) -> PublishedRow:
+    """A row with what it inherits; of a quoted one, what its source says of its own measurements does not hold."""
+    split, selection, ties, seeds = table.split, source.selection, source.ties, source.seeds
+    if row.quoted:
+        split = split.model_copy(update={"cards": (), "train_images": None, "val_images": None})
+        selection, ties, seeds = "unknown", None, None
+    return PublishedRow(
+        file=file,
+        source=source.title,
+        paper=source.paper,
+        table=table.table,
+        dataset=table.dataset,
+        split=split,
+        row=row,
+        known=source.backbones.get(row.backbone or "", PublishedBackbone()),
+        mark=row.mark or source.mark,
+        selection=row.selection or selection,
+        selection_note=source.selection_note if row.selection_note is None else row.selection_note,
+        ties=ties,
+        seeds=row.seeds or seeds,
+        read_in=source.read_in,
+        url=source.url,
+        source_notes=source.notes,
+    )

@@ -42,14 +42,14 @@ class PublishedSplit(_Part):
     Attributes:
         cards: Our cards that read the very files.
         test_images: Pictures of test.
-        test_captions: Captions of test.
+        test_captions: Captions of test; None where it is not known how many were scored.
         train_images: Pictures trained on; None where it is not stated.
         val_images: Pictures of validation; None likewise.
     """
 
     cards: tuple[str, ...] = ()
     test_images: int
-    test_captions: int
+    test_captions: int | None = None
     train_images: int | None = None
     val_images: int | None = None
 
@@ -70,9 +70,11 @@ class TableRow(_Part):
         mR: As printed, percent.
         mR_sd: Printed standard deviation over seeds, points.
         about: The source says "about".
-        quoted: The source repeats another's result.
+        quoted: The source repeats another's result, so that nothing of how the source itself measures holds for it: cut of
+            train, ties, seeds and choice of the epoch are unknown unless the row says them.
         seeds: Overrides that of the file.
         selection: Overrides that of the file.
+        selection_note: Likewise.
         mark: Overrides that of the file.
         note: Anything to know before using it.
     """
@@ -92,6 +94,7 @@ class TableRow(_Part):
     quoted: bool = False
     seeds: int | None = Field(None, ge=1)
     selection: Selection | None = None
+    selection_note: str | None = None
     mark: Mark | None = None
     note: str = ""
 

@@ -129,6 +129,32 @@ def test_another_form_of_the_method_shows_in_its_size(tmp_path):
     assert "trained parameters: theirs 0.16M; ours 1.93 M" in lines
 
 
+def test_new_heads_are_told_apart_from_what_the_printed_size_counts(tmp_path):
+    def heads(payload):
+        payload["params"].update(trained=1_014_592, trained_new_heads=853_504)
+
+    put(tmp_path, change=like_theirs(more=heads))
+    lines = [gap.line for gap in the_pair(tmp_path).gaps]
+    assert "trained parameters: theirs 0.16M; ours 161.1 K, and 853.5 K in new heads" in lines
+
+
+def test_an_unknown_number_of_captions_is_not_comparable(tmp_path):
+    put(tmp_path, method="cup")
+    lines = [gap.line for gap in the_pair(tmp_path, "cup").gaps if gap.blocks]
+    assert "test split: theirs 210 images, captions not stated; ours 210 images, 1,050 captions" in lines
+
+
+def test_a_label_does_not_repeat_what_the_backbone_says(tmp_path):
+    def joint(payload):
+        payload["spec"]["backbone"] = {"name": "vits14-minilm-joint", "options": {"weights": "sha256:" + "a" * 64}}
+        payload["backbone"]["resolution"] = 112
+
+    put(tmp_path)
+    put(tmp_path, change=like_theirs(more=joint), backbone="vits14-minilm-joint")
+    labels = {(p.ours.label, p.ours.backbone) for p in pairs(tmp_path, methods=["mrs_adapter"], datasets=["ucm"])}
+    assert {label for label, _ in labels} == {"mrs_adapter"} and len(labels) == 2
+
+
 def test_the_best_epoch_on_test_is_told_from_one_chosen_on_validation(tmp_path):
     put(tmp_path / "val", method="harma", dataset="rsicd", images=1093, seeds=(0,))
     put(tmp_path / "max", method="harma", dataset="rsicd", images=1093, seeds=(0,), rule="test_max")
@@ -240,6 +266,24 @@ def test_it_says_why_there_is_no_difference(tmp_path):
     )
 
 
+def test_it_says_how_epochs_were_chosen_and_what_is_known_of_the_sources(tmp_path):
+    out = " ".join(call("compare-published", "pir", "harma", "-d", "rsicd", "--results", tmp_path).out.split())
+    assert "A, B, C: choice of the epoch: best epoch on test. The released code measures every epoch on test" in out
+    assert (
+        "23.66 ± 0.47" in out and "best epoch on validation. Chosen on validation, mean and standard deviation" in out
+    )
+    assert "D: choice of the epoch: not stated. The user had changed what issue 4 of the repository is about" in out
+    assert "HarMA: Huang, Efficient" in out and "- The author's code speaks of 1 to 1.5 points between runs" in out
+    assert out.count("- read in: issues of the repository") == 1
+
+
+def test_a_narrow_terminal_says_what_it_leaves_out(tmp_path):
+    narrow = call("compare-published", "harma", "--results", tmp_path, columns="100").out
+    assert "t2i R@5" not in narrow and "R@5 and R@10 have no room here" in narrow
+    wide = call("compare-published", "harma", "--results", tmp_path, columns="160").out
+    assert "t2i R@5" in wide and "no room" not in wide
+
+
 def test_json_has_the_same(tmp_path):
     put(tmp_path)
     payload = call("compare-published", "mrs_adapter", "--json", "--results", tmp_path, "--tolerance", "3").json
@@ -251,6 +295,9 @@ def test_json_has_the_same(tmp_path):
     assert {"what": "seeds", "theirs": "not stated", "ours": "3", "incomparable": False} in one["protocol"]
     assert found["rsicd", "PE-RSITR"]["ours"] is None
     assert found["rsicd", "GeoRSCLIP"]["theirs"]["quoted"]
+    theirs = one["theirs"]
+    assert theirs["split"]["train_images"] == 1512 and "withdrawn" in theirs["selection_note"]
+    assert theirs["url"].endswith("PE-RSITR") and any("half precision" in note for note in theirs["source_notes"])
 
 
 def test_without_a_name_methods_without_records_are_only_listed(tmp_path):

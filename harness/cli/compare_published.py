@@ -40,10 +40,11 @@ def compare_published(
 ) -> None:
     """Print our recalls beside published ones, and what differs in protocol.
 
-    A difference is shown only where test split, training data, pretrained
-    weights, activation and resolution are stated and the same; otherwise the
-    output says what makes the two incomparable. Unreadable records are
-    reported, left out, and make the command fail.
+    A difference is shown only where test split, pretrained weights,
+    activation and resolution are stated and the same, and nothing but that
+    data set was trained on; otherwise the output says what makes the two
+    incomparable. Other cuts of train are told beside it. Unreadable records
+    are reported, left out, and make the command fail.
     """
     from petlbench.leaderboard.compare import compare, to_dict
     from petlbench.leaderboard.group import group_entries
@@ -104,10 +105,11 @@ def _datasets(datasets: list[str] | None, rows: Sequence[PublishedRow]) -> list[
 
 def _render(found: Sequence[Comparison], console: Console, everything: bool) -> None:
     """One block per method and data set; those that nothing of ours meets are only listed, unless asked for by name."""
+    from petlbench.leaderboard.load import METRICS
     from petlbench.leaderboard.text import plain
 
     absent: dict[str, list[str]] = {}
-    blocks = 0
+    shown: list[PublishedRow] = []
     for (method, dataset), members in groupby(found, key=lambda one: (one.published.row.ours, one.published.dataset)):
         block = list(members)
         if not everything and all(one.ours is None for one in block):
@@ -115,14 +117,17 @@ def _render(found: Sequence[Comparison], console: Console, everything: bool) -> 
             continue
         console.print(f"{method} on {dataset}", style="bold", markup=False, highlight=False)
         _block(block, console)
-        blocks += 1
+        shown += [one.published for one in block]
+    _sources(shown, console)
     if absent:
         listed = "; ".join(f"{method} ({', '.join(datasets)})" for method, datasets in absent.items())
         console.print(
             f"Published, but without a finished record in this folder: {plain(listed)}.", markup=False, highlight=False
         )
-    if not blocks and not absent:
+    if not shown and not absent:
         console.print("No published rows of these methods on these data sets.")
+    if shown and len(fitting(console)) < len(METRICS):
+        console.print("R@5 and R@10 have no room here; they are shown from 120 columns on, and by --json.", style="dim")
 
 
 def _block(block: Sequence[Comparison], console: Console) -> None:
@@ -142,8 +147,8 @@ def _block(block: Sequence[Comparison], console: Console) -> None:
     for name in (*map(text.metric, shown), "seeds", "trained"):
         grid.add_column(name, justify="right", no_wrap=True)
     for row in theirs:
-        values = {**(row.recalls or {}), "mR": row.score}
-        cells = [text.percent(values.get(metric)) for metric in shown]
+        values = {**(row.recalls or {}), "mR": row.printed}
+        cells = [text.spread(row.printed, row.row.mR_sd) if m == "mR" else text.percent(values.get(m)) for m in shown]
         on = f" on {row.row.backbone}" if row.row.backbone else ""
         name = f"theirs: {row.row.method}{on}, {row.where}" + (", about" if row.row.about else "")
         grid.add_row(letters[row], Text(text.plain(name)), *cells, _count(row.seeds), row.size or text.NOTHING)
@@ -164,19 +169,36 @@ def _block(block: Sequence[Comparison], console: Console) -> None:
             console.print(Text(text.plain(said)), style="" if pair.comparable else "yellow")
             for gap in pair.gaps:
                 console.print(Text(f"  {'!' if gap.blocks else '-'} {text.plain(gap.line)}"))
+    said_of: dict[str, list[str]] = {}
     for row in theirs:
         for note in _notes(row):
-            console.print(Text(f"{letters[row]}: {text.plain(note)}"), style="dim")
+            said_of.setdefault(note, []).append(letters[row])
+    for note, rows in said_of.items():
+        console.print(Text(f"{', '.join(rows)}: {text.plain(note)}"), style="dim")
     console.print()
 
 
 def _notes(row: PublishedRow) -> list[str]:
+    from petlbench.leaderboard.protocol_gaps import chosen
+
     notes = [row.row.note] if row.row.note else []
     if row.misprinted and row.mean is not None:
         notes.append(f"the table prints mR {row.row.mR}, but its six recalls give {row.mean:.2f}, which is used here")
-    if row.selection == "unknown" and row.selection_note:
-        notes.append(f"choice of the epoch: {row.selection_note}")
+    if row.selection != "none":
+        notes.append(f"choice of the epoch: {'. '.join(filter(None, [chosen(row), row.selection_note]))}")
     return notes
+
+
+def _sources(rows: Sequence[PublishedRow], console: Console) -> None:
+    """What a reader should know of each source, once."""
+    from rich.text import Text
+
+    from petlbench.leaderboard.text import plain
+
+    for row in {row.source: row for row in rows if row.read_in}.values():
+        console.print(Text(plain(f"{row.source}: {row.paper}{f', {row.url}' if row.url else ''}")), style="bold")
+        for note in (f"read in: {row.read_in}", *row.source_notes):
+            console.print(Text(f"  - {plain(note)}"))
 
 
 def _count(value: int | None) -> str:
