@@ -29,6 +29,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """No test reads what an earlier run has left in the user's cache, nor leaves anything there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PETLBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def one_thread():
     """One torch thread: small operations only wait for each other on several, and sums keep their order."""
@@ -64,7 +72,7 @@ def one_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def told(tmp_path_factory):
+def told(tmp_path_factory, cache_of_the_tests):
     """The record of a short trial when nothing happens, and its checkpoints as they were after the second epoch."""
     import shutil
 

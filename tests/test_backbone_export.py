@@ -189,6 +189,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(backbone_export, "write_atomically", full)
     assert "the exported backbone cannot be written" in export(world, tmp_path / "x.safetensors").error
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_record_fixes_everything_but_places(world, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import typer
 import yaml
 from cli_calls import SMALL_SCENES, call, python, small_set, use_set
 from factories import make_payload, make_ranks, put_failed, put_record, three
@@ -30,12 +31,15 @@ HEAVY = (
     "matplotlib",
     "scipy",
 )
-VERBS = ("run", "plan", "evaluate", "leaderboard", "ls", "data", "cache", "check", "new-method")
-SUBVERBS = {
-    "ls": ("methods", "datasets", "backbones", "results"),
-    "data": ("prepare", "doctor", "export"),
-    "cache": ("ls", "clear"),
-}
+COMMAND = typer.main.get_command(cli_app.app)
+VERBS = tuple(COMMAND.commands)
+
+
+def paths(command, *above):
+    """Every verb, and every verb below one, as words."""
+    for name, one in getattr(command, "commands", {}).items():
+        yield (*above, name)
+        yield from paths(one, *above, name)
 
 
 def record(trial, spec, status="ok"):
@@ -76,17 +80,26 @@ def test_importing_the_command_line_loads_nothing_heavy():
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
+def test_no_verb_is_lost():
+    known = (
+        "run plan evaluate leaderboard ls data cache check new-method search export-backbone compare-published gallery"
+    )
+    assert {*known.split(), "breakdown", "transfer", "results"} <= set(VERBS)
+    below = {words for words in paths(COMMAND) if len(words) > 1}
+    assert {("ls", "methods"), ("data", "doctor"), ("cache", "clear"), ("results", "merge")} <= below
+
+
 def test_help_names_every_verb_and_a_bare_call_shows_it():
     shown = call("--help")
     assert shown.code == 0 and all(re.search(rf"│ {verb} ", shown.out) for verb in VERBS)
     assert all(verb in call().out + call().err for verb in VERBS)
 
 
-@pytest.mark.parametrize("path", [*((v,) for v in VERBS), *((v, s) for v, subs in SUBVERBS.items() for s in subs)])
+@pytest.mark.parametrize("path", list(paths(COMMAND)), ids=" ".join)
 def test_every_verb_explains_itself_and_every_option_has_help(path):
     shown = call(*path, "--help")
     assert shown.code == 0 and f"Usage: benchmark {' '.join(path)}" in shown.out
-    command = cli_app.typer.main.get_command(cli_app.app)
+    command = COMMAND
     for name in path:
         command = command.commands[name]
     assert command.help and command.help.split("\n")[0].rstrip().endswith((".", ",", "for", "when"))
@@ -95,12 +108,14 @@ def test_every_verb_explains_itself_and_every_option_has_help(path):
 
 def test_the_examples_of_the_help_pages_are_accepted():
     """Every option of an example exists (they are parsed, not run)."""
-    for verb in ("run", "plan", "evaluate"):
-        command = cli_app.typer.main.get_command(cli_app.app).commands[verb]
-        examples = [line.split()[2:] for line in command.help.splitlines() if line.strip().startswith("benchmark ")]
-        assert len(examples) >= 2
-        for words in examples:
-            command.make_context(verb, list(words), resilient_parsing=False)
+    found = []
+    for command in COMMAND.commands.values():
+        for line in (command.help or "").splitlines():
+            if line.strip().startswith("benchmark "):
+                verb, *words = line.split()[1:]
+                COMMAND.commands[verb].make_context(verb, words, resilient_parsing=False)
+                found.append(verb)
+    assert all(found.count(verb) >= 2 for verb in ("run", "plan", "evaluate", "search", "gallery")), found
 
 
 def test_version():

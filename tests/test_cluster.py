@@ -167,16 +167,20 @@ def test_a_lost_node_costs_only_its_running_trial_which_goes_on_elsewhere(cluste
 
     def lose() -> None:
         """The node of the trial that waits behind its first checkpoint goes."""
+        end = time.monotonic() + 240
         while not (held := [e for e in of(log, planned) if e["event"] == "held"]):
+            if time.monotonic() > end:
+                return
             time.sleep(0.05)
         lost.append(held[0]["trial"])
         cluster.remove_node(both.pop(held[0]["node"]), allow_graceful=False)
 
-    watcher = threading.Thread(target=lose)
+    watcher = threading.Thread(target=lose, daemon=True)
     watcher.start()
     display = ray_work.Quiet()
     outcome = run_trials(planned, Resources(), display, run=ray_work.held_trial)
-    watcher.join()
+    watcher.join(10)
+    assert not watcher.is_alive(), "no trial waited behind its checkpoint"
     cluster.remove_node(*both.values())
     assert (outcome.finished, outcome.failed, outcome.lost) == (4, [], [])
     assert outcome.restarts == 1 and f"{lost[0]} lost its process or its node" in display.notes[0]
@@ -275,15 +279,19 @@ def test_a_search_goes_on_where_a_node_was_lost(cluster, tmp_path):
         return [len(trial["curve"]) for trial in found]
 
     def lose() -> None:
+        end = time.monotonic() + 240
         while len(epochs()) < 2 or min(epochs()) < 2:
+            if time.monotonic() > end:
+                return
             time.sleep(0.05)
         reached.append(epochs())
         cluster.remove_node(both.pop(), allow_graceful=False)
 
-    watcher = threading.Thread(target=lose)
+    watcher = threading.Thread(target=lose, daemon=True)
     watcher.start()
     (searched,) = search([asked], place, Resources(), Silent(), command=[])
-    watcher.join()
+    watcher.join(10)
+    assert reached, "no two trials reached their second epoch"
     cluster.remove_node(both.pop())
     assert searched.complete and min(reached[0]) >= 2
     for trial in searched.study.trials:

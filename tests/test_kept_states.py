@@ -291,6 +291,7 @@ def test_a_full_disk_is_told_before_anything_is_computed(scenes, monkeypatch):
     case = Case(scenes["train"])
     free = namedtuple("usage", "total used free")(0, 0, 1000)
     monkeypatch.setattr(states_file.shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(StatesFile, "write", lambda *given: pytest.fail("the work was begun"))
     with pytest.raises(DataError, match=r"kept states need \d+ MiB, 0 MiB are free.*PETLBENCH_CACHE"):
         case.keep()
     monkeypatch.undo()

@@ -193,7 +193,7 @@ def test_what_peft_does_with_packed_attention():
     ):
         with pytest.raises(ValueError, match=says):
             peft.inject_adapter_in_model(config, random_clip())
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises(ValueError, match="No layers types compatible"):
         peft.VeraModel(random_clip(), peft.VeraConfig(r=2, target_modules=["attn"]), "default")
     backbone, batch = random_clip(), fake_batch(random_clip())
     before = embed(ZeroShot(), backbone, batch)

@@ -17,7 +17,7 @@ from petlbench.harness import variants
 from petlbench.harness.cli.method_page import render_page
 from petlbench.harness.describe import description, fields_of
 from petlbench.methods import registry
-from petlbench.methods.backbones.random_models import random_clip, random_two_tower
+from petlbench.methods.backbones.random_models import random_clip, random_two_tower, random_vilt
 from petlbench.methods.backbones.registry import load_backbone
 from petlbench.methods.backbones.shapes import shape_only, untouched
 from petlbench.methods.base import Family, MethodConfig
@@ -124,12 +124,15 @@ def first_weights(name, seed=3):
     """Hash of every tensor of the freshly built model, on each kind of backbone that it fits."""
     cls = loaded(name)
     digest = hashlib.sha256()
-    for make in (random_clip, random_two_tower):
+    fits = 0
+    for make in (random_clip, random_two_tower, random_vilt):
         method, backbone = cls(), make()
         if method.refuse(backbone) is None:
+            fits += 1
             torch.manual_seed(seed)
             for key, tensor in method.build(backbone).state_dict().items():
                 digest.update(key.encode() + tensor.detach().contiguous().numpy().tobytes())
+    assert fits, f"{name} was built on none"
     return digest.hexdigest()
 
 

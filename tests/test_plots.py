@@ -17,7 +17,7 @@ from petlbench.leaderboard.plots.front import pareto_front
 from petlbench.leaderboard.plots.place import Box, Label, freest, place_labels
 from petlbench.leaderboard.plots.style import MAX_ROWS, best_rows, describe, drawable, names, styled, tint
 from petlbench.leaderboard.plots.write import PLOTS, table_slugs, write_plots
-from petlbench.leaderboard.table import Board, build_board
+from petlbench.leaderboard.table import build_board
 
 HOSTILE = "$\\frac{1}$ --><script>alert(1)</script> & 50 % _x_ \u202e\u4e2d"
 
@@ -310,7 +310,9 @@ def test_an_unknown_plot_or_kind_is_refused_before_anything_is_written(board, tm
 
 
 def test_an_error_while_drawing_leaves_the_old_files(board, tmp_path, monkeypatch):
-    write_plots(Board([], []), tmp_path)
+    write_plots(board, tmp_path, plots=["recall_bars"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(before) >= 2
 
     def fail(table):
         raise RuntimeError("no ink")
@@ -318,7 +320,7 @@ def test_an_error_while_drawing_leaves_the_old_files(board, tmp_path, monkeypatc
     monkeypatch.setitem(PLOTS, "win_matrix", PLOTS["win_matrix"]._replace(draw=fail))
     with pytest.raises(RuntimeError, match="no ink"):
         write_plots(board, tmp_path, plots=["recall_bars", "win_matrix"])
-    assert not list(tmp_path.iterdir())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_the_verb_draws_on_request(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -37,16 +38,23 @@ def events(log, planned, kind):
     return [line for line in ray_work.told(log) if line["trial"] in labels and line["event"] == kind]
 
 
+@contextmanager
 def signalled_at(log, planned, kind, number):
-    """Send this process a signal as soon as a trial tells an event."""
+    """Within this block this process gets a signal as soon as a trial tells an event; none afterwards."""
+    left = threading.Event()
 
     def watch():
-        deadline = time.monotonic() + 120
-        while not events(log, planned, kind) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(os.getpid(), number)
+        while not left.wait(0.02):
+            if events(log, planned, kind):
+                return os.kill(os.getpid(), number)
 
-    threading.Thread(target=watch, daemon=True).start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        left.set()
+        watcher.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -54,8 +62,8 @@ def test_a_signal_lets_trials_end_their_epoch_and_the_next_run_goes_on(two_cores
     planned = small_plan(tmp_path, methods=["lora" if number == signal.SIGTERM else "adapter"], seeds=[0, 1, 2]).planned
     display = ray_work.Quiet()
     before = signal.getsignal(number)
-    signalled_at(log, planned, "epoch", number)
-    outcome = run_trials(planned, Resources(), display, run=ray_work.slow_trial)
+    with signalled_at(log, planned, "epoch", number):
+        outcome = run_trials(planned, Resources(), display, run=ray_work.slow_trial)
     assert (outcome.signal, outcome.interrupted, outcome.failed, outcome.restarts) == (number, True, [], 0)
     assert outcome.finished < 3 and signal.getsignal(number) == before
     (said,) = (note for note in display.notes if note.startswith(f"{number.name}: "))  # a trial may have ended before
@@ -69,9 +77,9 @@ def test_a_signal_lets_trials_end_their_epoch_and_the_next_run_goes_on(two_cores
 @pytest.mark.slow
 def test_a_trial_that_does_not_end_its_epoch_in_time_is_ended(two_cores, log, tmp_path):
     planned = small_plan(tmp_path, methods=["full_finetune"], seeds=[3]).planned
-    signalled_at(log, planned, "held", signal.SIGTERM)
     began = time.monotonic()
-    outcome = run_trials(planned, Resources(grace_s=1), ray_work.Quiet(), run=ray_work.held_trial)
+    with signalled_at(log, planned, "held", signal.SIGTERM):
+        outcome = run_trials(planned, Resources(grace_s=1), ray_work.Quiet(), run=ray_work.held_trial)
     assert (outcome.signal, outcome.finished, outcome.failed) == (signal.SIGTERM, 0, [])
     assert time.monotonic() - began < 120, "not the ten minutes that it holds"
 
