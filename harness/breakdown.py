@@ -146,6 +146,9 @@ def _grouping(told: Told, by: By) -> Grouping:
 def _methods(told: Sequence[Told]) -> dict[str, list[Told]]:
     """Seeds of one spec together, in the order of the records."""
     groups = group_entries(Entry(one.path, str(one.path), one.record) for one in told)
+    for group in groups:
+        if group.repeats:
+            raise BreakdownError(group.problems[0].message)
     named = labels(groups)
     place = {one.path: number for number, one in enumerate(told)}
     found = {named[group.key]: [told[place[entry.path]] for entry in group.entries] for group in groups}

@@ -61,8 +61,8 @@ class Experiment(BaseModel):
     resources: Resources = Resources()
     search: SearchConfig = SearchConfig()
     """Budget and ways of ``benchmark search``; a run does not read it."""
-    tuned: str | None = None
-    """Folder of studies: every method takes the configuration that its search there found."""
+    tuned: str | list[str] | None = None
+    """Folder or folders of studies: every method takes the configuration that its search there found."""
     trackers: list[Tracker] = Field(default_factory=list)
     """Where else to send curves while trials run; none unless asked."""
     plugins: list[str] = Field(default_factory=list)

@@ -158,7 +158,8 @@ def _tuned(experiment: Experiment) -> TunedConfigs | None:
         return None
     from petlbench.harness.search.tuned import TunedConfigs
 
-    return TunedConfigs.read(Path(absolute(experiment.tuned)))
+    folders = [experiment.tuned] if isinstance(experiment.tuned, str) else experiment.tuned
+    return TunedConfigs.read([Path(absolute(folder)) for folder in folders])
 
 
 def _known_preset(preset: str, classes: Mapping[str, type[Method]]) -> None:

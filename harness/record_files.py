@@ -61,6 +61,8 @@ def read_record(path: Path) -> Record:
     """
     hint = "move it away (the trial will run again), or restore it from version control"
     payload = read_json(path, hint)
+    if isinstance(payload, dict) and "transfer_version" in payload:
+        raise RecordError(f"{path}: this is the record of a transfer; give that of the trial it transfers")
     if not isinstance(payload, dict) or "schema_version" not in payload:
         raise RecordError(f"{path}: no key `schema_version`, so this is not a petlbench record; {hint}")
     return validated(Record, migrate(payload, path), path, hint)

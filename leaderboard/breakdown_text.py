@@ -61,11 +61,11 @@ def render_markdown(found: Breakdown) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_csv(found: Breakdown) -> str:
-    """A line per method, group and recall; with confusions, a line per method, direction and pair of classes instead."""
+def render_csv(found: Breakdown, confusion: bool = False) -> str:
+    """A line per method, group and recall; with ``confusion``, a line per method, direction and pair of classes instead."""
     buffer = io.StringIO()
     out = csv.writer(buffer, lineterminator="\n")
-    if any(method.confused for method in found.methods):
+    if confusion:
         out.writerow(("method", "seeds", "direction", "class", "answered", "queries"))
         for method in found.methods:
             for way, matrix in method.confused.items():

@@ -168,7 +168,7 @@ def test_confusions_come_from_stored_answers_or_from_the_model(record):
 
 def test_confusions_are_drawn_for_every_method_and_direction(record, tmp_path):
     called = call("breakdown", record, "--plot", tmp_path / "first", "--csv")
-    assert called.out.startswith("method,seeds,direction,class,answered,queries"), "drawing counts them too"
+    assert called.out.startswith("method,seeds,group,images,captions,metric,"), "the recalls, as without the drawing"
     drawn = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
     assert sorted(drawn) == [
         f"confusion-linear-probe-{way}.{kind}" for way in ("i2t", "t2i") for kind in ("png", "svg")
@@ -212,6 +212,21 @@ def test_records_of_another_world_are_refused(record, change, message):
     change(payload)
     record.write_text(json.dumps(payload))
     assert message in call("breakdown", record).error
+
+
+def test_a_second_record_of_one_seed_is_refused(record, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(record.parents[2], other)
+    (again,) = find_records(other)
+    called = call("breakdown", record, again)
+    assert called.code == 2 and "keep one of the two" in called.error and str(again) in called.error
+
+
+def test_the_record_of_a_transfer_is_told_from_damage(record):
+    payload = json.loads(record.read_text())
+    payload["transfer_version"] = payload.pop("schema_version")
+    record.write_text(json.dumps(payload))
+    assert "this is the record of a transfer; give that of the trial" in call("breakdown", record).error
 
 
 def test_missing_ranks_are_told(record):

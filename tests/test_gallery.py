@@ -226,6 +226,17 @@ def test_two_methods_are_shown_side_by_side(records, tmp_path):
     assert first.startswith(b"\xff\xd8")
 
 
+def test_pages_of_a_longer_gallery_before_are_removed(records, tmp_path, monkeypatch):
+    monkeypatch.setattr("petlbench.leaderboard.gallery_png.PER_PAGE", 2)
+    out = tmp_path / "g"
+    call("gallery", records[0], "--out", out, "--random", 3)
+    assert {"gallery.png", "gallery-2.png", "gallery-3.png"} == {path.name for path in out.glob("*.png")}
+    (out / "gallery-mine.png").write_bytes(b"")
+    called = call("gallery", records[0], "--out", out, "--random", 1, "--direction", "t2i")
+    assert {"gallery.png", "gallery-mine.png"} == {path.name for path in out.glob("*.png")}
+    assert called.out.count("of an earlier gallery") == 2
+
+
 def test_answers_of_older_records_come_from_the_model(records, tmp_path):
     options = ("--random", 3, "--seed", 5, "--direction", "t2i")
     call("gallery", *records, "--out", tmp_path / "stored", *options)
@@ -268,6 +279,7 @@ def test_a_model_that_rounds_differently_is_noted_and_another_one_refused(record
         (("--failures", 2, "--random", 2), "different choices"),
         (("--failures", 2, "--seed", 2), "goes with --random"),
         (("--failures", 0), "from 1 up"),
+        (("--random", 2, "--seed", -1), "greater than or equal to 0"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_written(records, tmp_path, options, message):

@@ -7,9 +7,12 @@ from cli_calls import SMALL_SCENES, call
 from search_parts import Silent, asked_for, open_study, put_trial
 
 from petlbench.harness.experiment import ExperimentError
+from petlbench.harness.plan import make_plan
 from petlbench.harness.resources import Resources
 from petlbench.harness.search import run as runs
-from petlbench.harness.search.run import search
+from petlbench.harness.search.run import Searched, search
+from petlbench.harness.search.study import Study
+from petlbench.harness.search.tuned import write_best
 
 BASE = ("search", "clip_adapter", "-d", "scenes", "-b", "tiny-clip", *SMALL_SCENES)
 
@@ -76,6 +79,39 @@ def test_what_failed_counts_as_tried_unless_it_is_to_be_tried_again(tmp_path, no
     assert search([asked], tmp_path / "search", Resources(), Silent(), command=[])[0].complete
     with pytest.raises(AssertionError, match="Ray was started"):
         search([asked], tmp_path / "search", Resources(), Silent(), command=[], retry_failed=True)
+
+
+def test_what_failed_stands_where_no_time_is_left_to_try_it_again(tmp_path, no_ray):
+    asked = asked_for(tmp_path, "search.time=10s")
+    study = open_study(tmp_path, asked)
+    put_trial(study, {}, [], "failed")
+    study.note(spent_s=11.0)
+    study.close()
+    display = Silent()
+    (searched,) = search([asked], tmp_path / "search", Resources(), display, command=[], retry_failed=True)
+    assert searched.complete and [trial.status for trial in searched.study.trials] == ["failed"]
+    assert "note" in display.told
+
+
+def test_the_board_that_follows_takes_the_studies_of_this_command(tmp_path, monkeypatch):
+    """Another search of the same method under the same settings, by another scheduler, lies beside."""
+    rates, planned = {"asha": 1e-3, "fifo": 2e-3}, []
+
+    def searched(questions, root, *rest, **options):
+        (asked,) = questions
+        study = Study.open(root, asked, ["benchmark", "search"])
+        config = {"method.reduction": 2, "method.ratio": 0.2, "train.lr": rates[asked.question.scheduler]}
+        put_trial(study, config, [50.0, 51.0, 52.0])
+        write_best(study)
+        study.close()
+        return [Searched(study, True)]
+
+    monkeypatch.setattr(runs, "search", searched)
+    monkeypatch.setattr("petlbench.harness.cli.run.execute", lambda asked, console: planned.append(make_plan(asked)))
+    for scheduler, rate in rates.items():
+        done = call(*BASE, "--scheduler", scheduler, "--then-run", "--results", tmp_path)
+        assert done.code == 0, done
+        assert {p.trial.spec.train["lr"] for p in planned[-1].planned} == {rate}
 
 
 def test_resources_of_one_method_are_checked_before_any_is_searched(tmp_path, no_ray):

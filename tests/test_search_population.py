@@ -196,6 +196,41 @@ def test_members_wait_for_each_other_and_a_failed_one_is_not_waited_for(tmp_path
     assert study.trials[0].status == "failed" and proposals.suggest("t3") is None
 
 
+@pytest.mark.parametrize("at_once", [1, 6])
+def test_a_space_with_fewer_points_than_members_makes_a_smaller_population(tmp_path, at_once):
+    """Five points of a grid, the preset among them, where seven members were asked for; cut short, and gone on with."""
+    sets = ("search.scheduler=pbt", "search.trials=8", "search.searcher=grid")
+    asked = asked_for(tmp_path, *sets, method="full_finetune")
+    for begun in (3, 8, None):
+        study = open_study(tmp_path, asked)
+        pass_time(population(study, asked), study, begun, at_once)
+        study.close()
+    members = [trial for trial in study.trials if trial.origin != "pbt"]
+    assert len(members) == 5 and len(study.trials) <= 6
+    assert {trial.status for trial in study.trials} == {"ok"}
+    assert all(trial.last_epoch == 3 for trial in study.trials)
+
+
+def pass_time(proposals, study, begun, at_once):
+    """Segments that train nothing, so many at once, until so many were begun or all is done."""
+    running, names = {}, iter(range(1000))
+    while begun is None or next(names) < begun:
+        while len(running) < at_once and isinstance(told := proposals.suggest(f"t{(name := next(names))}"), dict):
+            running[f"t{name}"] = told
+        if not running:
+            assert told == Searcher.FINISHED, "nothing runs, and nothing is begun"
+            return
+        name, told = running.popitem()
+        trial = study.trials[told["number"]]
+        until = told["until"] or trial.epochs
+        for epoch in range(trial.last_epoch + 1, until + 1):
+            score = 10.0 * epoch + told["number"]
+            line = {"epoch": epoch, "loss": 1.0, "val_mR": score, "best_mR": score, "pairs": 48 * epoch, "train_s": 1.0}
+            proposals.on_trial_result(name, line)
+        last = {**line, "paused": 1} if told["until"] else {**line, "finished": 1}
+        proposals.on_trial_result(name, last)
+
+
 def test_only_real_numbers_of_the_recipe_change_and_stay_within_their_ends():
     space = {
         "method.rank": Domain("choice", (2, 4)),

@@ -204,6 +204,34 @@ def test_rungs_of_an_interrupted_study_are_known_to_the_next_scheduler(tmp_path)
     assert decisions == ["STOP", "CONTINUE"]
 
 
+def test_the_preset_is_never_stopped_but_others_learn_from_it(tmp_path):
+    asked = asked_for(tmp_path, "search.reduction=2")
+
+    class Started:
+        def __init__(self, number):
+            self.trial_id, self.config = f"t{number}", {"number": number}
+
+    scheduler = make_scheduler(asked, [])
+    preset, *others = map(Started, range(3))
+    for trial in (preset, *others):
+        scheduler.on_trial_add(None, trial)
+    assert scheduler.on_trial_result(None, others[0], line(1, 50.0)) == "CONTINUE"
+    assert scheduler.on_trial_result(None, preset, line(1, 40.0)) == "CONTINUE", "any other would be stopped here"
+    assert scheduler.on_trial_result(None, others[1], line(1, 39.0)) == "STOP"
+
+
+@pytest.mark.parametrize(("searcher", "size"), [("random", 230), ("grid", 230)])
+def test_a_long_study_goes_on_where_it_was_cut(searcher, size, tmp_path):
+    """More trials are known than proposals in a row that may be known for a space to count as exhausted."""
+    sets = (f"search.searcher={searcher}", "search.scheduler=fifo", "search.grid_points=60")
+    study = open_study(tmp_path, asked := asked_for(tmp_path, *sets, f"search.trials={size - 20}"))
+    assert len(drive(study, asked, size)) == size - 20
+    study.close()
+    asked = asked_for(tmp_path, *sets, f"search.trials={size}")
+    again = open_study(tmp_path, asked)
+    assert len(drive(again, asked, 40, start=1000)) == 20 and len(again.trials) == size
+
+
 def test_the_best_trial_was_trained_to_the_end_where_one_was(tmp_path):
     asked = asked_for(tmp_path)
     study = open_study(tmp_path, asked)

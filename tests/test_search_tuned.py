@@ -13,6 +13,7 @@ from petlbench.harness.recorded import RECORDED
 from petlbench.harness.search.tuned import BEST, write_best
 from petlbench.harness.trial import run_trial
 
+LORA = {"method.rank": 4, "train.lr": 2e-3}
 FOUND = {"method.reduction": 4, "method.ratio": 0.6, "train.lr": 2e-3}
 
 
@@ -109,6 +110,21 @@ def test_of_several_searches_the_one_under_the_same_settings_is_taken_else_a_cho
     refused("several searches of clip_adapter/scenes/tiny-clip fit", tmp_path, "train.epochs=7")
     chosen = tuned_plan(tmp_path, "train.epochs=7", tuned=other).planned[0]
     assert chosen.trial.spec.method.options["reduction"] == 8
+
+
+def test_studies_that_differ_only_in_how_they_searched_are_told_apart_by_their_folders(tmp_path):
+    first = search_done(tmp_path, method="lora", config=LORA)
+    second = search_done(tmp_path, "search.scheduler=fifo", method="lora", config={**LORA, "train.lr": 3e-3})
+    adapter = search_done(tmp_path)
+    methods = ["lora", "clip_adapter"]
+    refused(
+        "several searches of lora/scenes/tiny-clip fit.*--tuned-from, once for every method", tmp_path, methods=methods
+    )
+    for folder, rate in ((first, 2e-3), (second, 3e-3)):
+        made = tuned_plan(tmp_path, methods=methods, tuned=[str(folder), str(adapter)])
+        assert [p.trial.spec.train["lr"] for p in made.planned] == [rate, 2e-3]
+    (tmp_path / "none").mkdir()
+    refused("none: no best.yaml in or below it", tmp_path, methods=methods, tuned=[str(first), str(tmp_path / "none")])
 
 
 def test_a_space_that_changed_since_is_refused(tmp_path):

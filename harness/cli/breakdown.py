@@ -67,9 +67,10 @@ def breakdown(
 
         for path in write_confusions(found, plot.expanduser()):
             typer.echo(f"wrote {path}", err=True)
-    if as_json or as_csv or as_md:
-        render = writers.render_json if as_json else writers.render_csv if as_csv else writers.render_markdown
-        typer.echo(render(found), nl=False)
+    if as_csv:
+        typer.echo(writers.render_csv(found, confusion), nl=False)
+    elif as_json or as_md:
+        typer.echo((writers.render_json if as_json else writers.render_markdown)(found), nl=False)
     else:
         _show(found)
 

@@ -37,7 +37,7 @@ def gallery(
     ] = None,
     random: Annotated[int | None, typer.Option("--random", metavar="K", help="Queries drawn at random.")] = None,
     seed: Annotated[
-        int | None, typer.Option(metavar="S", help="With --random: draws the queries (default: 0).")
+        int | None, typer.Option(min=0, metavar="S", help="With --random: draws the queries (default: 0).")
     ] = None,
     direction: Annotated[
         Literal["i2t", "t2i", "both"], typer.Option(help="Ask with pictures, captions or both.")
@@ -84,6 +84,12 @@ def gallery(
     for name, content in zip(names, (page, *pictures), strict=True):
         write_atomically(out / name, content)
         typer.echo(f"wrote {out / name}")
+    # Pictures of an earlier, longer gallery are not of this page.
+    number = len(pictures) + 1
+    while (older := out / f"gallery-{number}.png").is_file():
+        older.unlink()
+        typer.echo(f"removed {older}, of an earlier gallery")
+        number += 1
     for one in told:
         if one.rebuilt:
             typer.echo(f"{one.path}: its ranks hold no {top} first answers, so the model was built again")

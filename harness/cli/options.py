@@ -82,8 +82,10 @@ Tuned = Annotated[
     ),
 ]
 TunedFrom = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Likewise, from this folder of studies, or one study.", rich_help_panel=WHAT),
+    list[Path] | None,
+    typer.Option(
+        metavar="DIR", help="Likewise, from this folder of studies, or one study (repeatable).", rich_help_panel=WHAT
+    ),
 ]
 Trackers = Annotated[
     list[str] | None,
@@ -142,7 +144,7 @@ def experiment_from(
     plugins: list[Path] | None,
     results: Path | None,
     tuned: bool = False,
-    tuned_from: Path | None = None,
+    tuned_from: list[Path] | None = None,
     trackers: list[str] | None = None,
 ) -> Experiment:
     """The experiment that the options describe; the embedded one where neither file, data set nor backbone is given."""
@@ -160,10 +162,10 @@ def experiment_from(
         preset=preset,
         plugins=[str(p) for p in plugins] if plugins else None,
         results=None if results is None else str(results),
-        tuned=None if tuned_from is None else str(tuned_from),
+        tuned=[str(folder) for folder in tuned_from] if tuned_from else None,
         trackers=trackers or None,
     )
-    if tuned and tuned_from is None:
+    if tuned and not tuned_from:
         experiment.tuned = str(Path(experiment.results) / "search")
     return experiment
 

@@ -72,7 +72,10 @@ def search(
     ] = None,
     tracker: o.Trackers = None,
     jobs: o.Jobs = None,
-    gpus_per_trial: o.GpusPerTrial = None,
+    gpus_per_trial: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="GPUs of a trial: 1 or 0.5 (default: one, if any).", rich_help_panel=o.HOW),
+    ] = None,
     address: o.Address = None,
     ship_data: o.ShipData = False,
 ) -> None:
@@ -147,7 +150,9 @@ def search(
     if then_run:
         from petlbench.harness.cli.run import execute
 
-        if code := execute(asked.model_copy(update={"tuned": str(root)}), console):
+        # Of this command's own studies: others of the same methods may lie beside them.
+        studies = [str(one.study.folder) for one in done]
+        if code := execute(asked.model_copy(update={"tuned": studies}), console):
             raise typer.Exit(code)
 
 

@@ -41,7 +41,7 @@ def transfer(
     RESULTS/transfer and gets a table of its own on the board.
 
     Examples:
-      benchmark transfer results/ucm/lora/*.json --to rsicd
+      benchmark transfer mine/ucm/lora/*.json --to rsicd
       benchmark transfer RECORD --to sydney --root /data/sydney
     """
     import json

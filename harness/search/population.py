@@ -41,6 +41,8 @@ class Population(Proposals):
         super().__init__(*args, **named)
         settings = self._asked.question.settings
         self._size: int = settings["population"] - 1
+        if (last := next((t for t in self._study.trials if t.origin == "pbt"), None)) is not None:
+            self._size = last.number  # of a space with fewer points than members
         self._every: int = settings["interval"]
         self._epochs: int = self._asked.question.base.train["epochs"]
         # At this very epoch the exchange may have been cut short: it is made again, as it was.
@@ -65,7 +67,10 @@ class Population(Proposals):
                 return self._begin(trial_id, trial)
         if len(self._study.trials) < self._size:
             begun = self._begin_new(trial_id, self._size)
-            return begun if begun != Searcher.FINISHED or not (under_way or waiting) else None
+            if begun != Searcher.FINISHED:
+                return begun
+            # The space has no further points: those that are there are the population.
+            self._size, self.exhausted = len(self._study.trials), False
         if under_way:
             return None
         if waiting:
@@ -73,7 +78,7 @@ class Population(Proposals):
             return self.suggest(trial_id)
         if len(self._study.trials) == self._size:
             self._given = [(config, "pbt")] if (config := self._end_of_best()) is not None else []
-        return self._begin_new(trial_id, self._asked.trials)
+        return self._begin_new(trial_id, self._size + 1)
 
     def _begin(self, trial_id: str, trial: SearchedTrial) -> dict[str, Any]:
         until = self._gate if trial.number < self._size and self._gate < self._epochs else None

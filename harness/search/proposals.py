@@ -83,7 +83,8 @@ class Proposals(Searcher):
             points = spaces.grid(
                 self._asked.space, self._asked.question.settings["grid_points"], self._asked.question.base.seed
             )
-            return Grid([*first, *(p for p in points if p not in first)])
+            known = [*first, *(config for trial in past for config in trial.tried)]
+            return Grid([*first, *(p for p in points if p not in known)])
         return Optuna(self._asked, past, first)
 
     def suggest(self, trial_id: str) -> Any:
@@ -137,7 +138,8 @@ class Proposals(Searcher):
 
     def _new(self, trial_id: str) -> spaces.Config | None:
         """A configuration that was not tried; for one that was, the source learns the outcome again."""
-        for _ in range(_REPEATS):
+        # A source that begins anew in a later run first proposes all that it has proposed before.
+        for _ in range(_REPEATS + len(self._study.trials)):
             key = self._key(trial_id)
             config = self._source.ask(key)
             if config is None:

@@ -93,7 +93,12 @@ def search(
             for one in asked:
                 with closing(Study.open(root, one, command)) as study:
                     if retry_failed:
-                        _forgive(study)
+                        if _time_is_up(study, one):
+                            display.note(
+                                f"{study.folder.name}: its time is up, so what failed is not tried again; give a longer --time"
+                            )
+                        else:
+                            _forgive(study)
                     display.begin(study, one)
                     if _left(study, one):
                         if not started:  # where everything is searched already, Ray is not needed
@@ -132,9 +137,13 @@ def _forgive(study: Study) -> None:
             study.save(trial)
 
 
+def _time_is_up(study: Study, asked: Asked) -> bool:
+    return asked.budget.time is not None and study.state.spent_s >= asked.budget.time
+
+
 def _left(study: Study, asked: Asked) -> bool:
     """Whether anything is to be done within the budget."""
-    if asked.budget.time is not None and study.state.spent_s >= asked.budget.time:
+    if _time_is_up(study, asked):
         return False
     if study.count("running"):
         return True

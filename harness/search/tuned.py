@@ -127,39 +127,41 @@ def _fixed(spec: TrialSpec, searched: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class TunedConfigs:
-    """The best configurations below a folder of studies.
+    """The best configurations below folders of studies.
 
     Attributes:
-        folder: Where they were read.
+        folders: Where they were read.
         found: Path and content of every ``best.yaml``.
         notes: What a run should say of those it took.
     """
 
-    folder: Path
+    folders: Sequence[Path]
     found: list[tuple[Path, Best]]
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, folder: Path) -> TunedConfigs:
-        """Read every ``best.yaml`` in or below a folder.
+    def read(cls, folders: Sequence[Path]) -> TunedConfigs:
+        """Read every ``best.yaml`` in or below some folders.
 
         Raises:
-            ExperimentError: There is none, or one is damaged.
+            ExperimentError: There is none in one of them, or one is damaged.
         """
-        if not folder.is_dir():
-            raise ExperimentError(f"tuned: {folder}: no such folder; `benchmark search METHOD ...` makes one")
-        found = []
-        for path in sorted(folder.rglob(BEST)):
-            try:
-                values, lines = read_yaml(path)
-                found.append((path, checked(Best, values, str(path), lines)))
-            except DataError as error:
-                raise ExperimentError(f"{error}; restore the file, or search again") from error
-        if not found:
-            raise ExperimentError(
-                f"tuned: {folder}: no {BEST} in or below it; a search writes one when its budget is spent"
-            )
-        return cls(folder, found)
+        found: dict[Path, Best] = {}
+        for folder in folders:
+            if not folder.is_dir():
+                raise ExperimentError(f"tuned: {folder}: no such folder; `benchmark search METHOD ...` makes one")
+            paths = sorted(folder.rglob(BEST))
+            if not paths:
+                raise ExperimentError(
+                    f"tuned: {folder}: no {BEST} in or below it; a search writes one when its budget is spent"
+                )
+            for path in paths:
+                try:
+                    values, lines = read_yaml(path)
+                    found[path] = checked(Best, values, str(path), lines)
+                except DataError as error:
+                    raise ExperimentError(f"{error}; restore the file, or search again") from error
+        return cls(folders, list(found.items()))
 
     def lay_over(
         self,
@@ -233,8 +235,8 @@ class TunedConfigs:
                     "or weights differ); search again"
                 )
             raise ExperimentError(
-                f"tuned: no search of {label} in {self.folder}; run `benchmark search {method} --dataset {data.name} "
-                f"--backbone {backbone.name}` first, or leave the method out"
+                f"tuned: no search of {label} in {', '.join(map(str, self.folders))}; run `benchmark search {method} "
+                f"--dataset {data.name} --backbone {backbone.name}` first, or leave the method out"
             )
         here = flattened(options, "method.") | flattened(train, "train.")
         exact = [item for item in fitting if not _differing(item[1], here)]
@@ -242,7 +244,8 @@ class TunedConfigs:
         if len(chosen) > 1:
             listed = ", ".join(str(path.parent) for path, _ in chosen)
             raise ExperimentError(
-                f"tuned: several searches of {label} fit: {listed}; name the folder of one of them with --tuned-from"
+                f"tuned: several searches of {label} fit: {listed}; name the one to take with "
+                "--tuned-from, once for every method"
             )
         path, best = chosen[0]
         if differing := _differing(best, here):
