@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from petlbench.errors import PetlbenchError
+from petlbench.harness.record import Record
 from petlbench.methods.backbones.base import Backbone
 from petlbench.methods.base import Method
 from petlbench.methods.recipe import Recipe
@@ -128,6 +129,25 @@ def _save(tensors: dict[str, torch.Tensor], path: Path, header: dict[str, str]) 
     path.chmod(0o644)  # as the record beside it; safetensors' own files are for one user
 
 
+def adapter_of(record: Record, path: Path) -> Path | None:
+    """Where the trained tensors of a record lie; None where nothing was trained.
+
+    Raises:
+        AdapterError: They are not there.
+    """
+    name = record.artifacts.get("weights")
+    if name is None:
+        return None
+    # Records of earlier versions name a place below the results folder, three levels up.
+    found = path.absolute().parents[2] / name if name.startswith(".work/") else path.absolute().with_name(name)
+    if not found.exists():
+        raise AdapterError(
+            f"{path}: its trained weights {found} are not there (they are not kept in version control); copy them from "
+            "where it was trained, or train again with `benchmark run ... --force`"
+        )
+    return found
+
+
 def load_adapter(method: Method, model: nn.Module, trained: Collection[str], path: Path) -> int:
     """Copy a stored adapter into a freshly built model if, and only if, it holds every trained tensor and nothing else.
 
@@ -145,9 +165,15 @@ def load_adapter(method: Method, model: nn.Module, trained: Collection[str], pat
     """
     found = _read(method, model, path)
     own = model.state_dict()
+    peft = method.peft_format(model)
+    expected = {
+        *trained,
+        *(() if peft is None else peft.keys),
+    }  # peft's files may hold frozen tensors too: VeRA's projections
     problems = {
         "missing": sorted(set(trained) - found.keys()),
         "unknown to the model": sorted(found.keys() - own.keys()),
+        "not trained in this form": sorted((found.keys() & own.keys()) - expected),
         "of another shape": [
             f"{n} is {tuple(t.shape)}, expected {tuple(own[n].shape)}"
             for n, t in found.items()

@@ -14,7 +14,7 @@ from petlbench.errors import PetlbenchError
 from petlbench.harness import adapters
 from petlbench.harness.disk import room_for
 from petlbench.harness.encode import inference
-from petlbench.harness.evaluation import adapter_of, check_same_backbone
+from petlbench.harness.evaluation import check_same_backbone
 from petlbench.harness.json_files import RecordError, write_atomically
 from petlbench.harness.parts import Built, Parts, assemble, build
 from petlbench.harness.record import Record
@@ -84,7 +84,7 @@ def export_backbone(record_path: Path, out: Path, places: Places, *, force: bool
         raise RecordError(
             f"{record_path}: the trial has status `{record.status}`, so there is nothing to export; run it again"
         )
-    adapter = adapter_of(record, record_path)
+    adapter = adapters.adapter_of(record, record_path)
     if adapter is None:
         raise ExportError(
             f"{record_path}: method {record.method.name} trained nothing; its backbone is {record.spec['backbone']['name']}, as "

@@ -95,7 +95,7 @@ def evaluate_record(path: Path, places: Places, split: str = "test") -> Comparis
         BackboneError: Weights are missing.
     """
     record = read_record(path)
-    adapter = adapter_of(finished(record, path), path)
+    adapter = adapters.adapter_of(finished(record, path), path)
     recorded = _recorded(record, path, split)
     rebuilt = _of_record(record, path, places, adapter, split)
     found = _flat(metrics_part(rebuilt.rank(split)))
@@ -114,7 +114,7 @@ def rebuild(path: Path, record: Record, places: Places, split: str = "test") -> 
     Raises:
         PetlbenchError: As :func:`evaluate_record`.
     """
-    return _of_record(record, path, places, adapter_of(finished(record, path), path), split)
+    return _of_record(record, path, places, adapters.adapter_of(finished(record, path), path), split)
 
 
 def finished(record: Record, path: Path) -> Record:
@@ -200,25 +200,6 @@ def evaluate_adapter(trial: Trial, path: Path, split: str = "test") -> dict[str,
         return {"kind": "adapter", "file": path.name, "tensors": tensors, "about": said}
 
     return _report(trial, split, fill, check)
-
-
-def adapter_of(record: Record, path: Path) -> Path | None:
-    """Where the trained tensors of a record lie; None where nothing was trained.
-
-    Raises:
-        AdapterError: They are not there.
-    """
-    name = record.artifacts.get("weights")
-    if name is None:
-        return None
-    # Records of earlier versions name a place below the results folder, three levels up.
-    found = path.absolute().parents[2] / name if name.startswith(".work/") else path.absolute().with_name(name)
-    if not found.exists():
-        raise adapters.AdapterError(
-            f"{path}: its trained weights {found} are not there (they are not kept in version control); copy them from "
-            "where it was trained, or train again with `benchmark run ... --force`"
-        )
-    return found
 
 
 def _of_record(record: Record, path: Path, places: Places, adapter: Path | None, split: str) -> Rebuilt:

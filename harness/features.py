@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import xxhash
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -43,13 +44,14 @@ class Pooled:
 def pooled_features(data: SplitData, backbone: DualEncoder, precision: str, device: torch.device) -> Pooled:
     """The cached features of a split; computed under a lock where they are missing.
 
-    The key holds the weights, the pictures, the captions and the precision, so a stale entry cannot be met.
+    The key holds the weights, the pictures, the captions, their tokens and the precision, so a stale entry cannot be met.
     """
     identity = {
         "version": FEATURE_VERSION,
         "backbone": backbone.provenance.model_dump(mode="json"),
         "pictures": data.images.manifest["key"],
         "captions": data.split.sha256,
+        "tokens": xxhash.xxh3_128_hexdigest(data.tokens.ids.numpy().tobytes()),
         "precision": precision,
         "device": device.type,
         "torch": torch.__version__,

@@ -75,8 +75,8 @@ def record_scores(stage: FirstStage, data: SplitData, device: torch.device) -> F
         )
     parts.backbone.to(device)
     built = build(parts, stage.trial.spec.seed, device)
-    if name := record.artifacts.get("weights"):
-        adapters.load_adapter(parts.method, built.model, built.trainable, Path(stage.record).with_name(name))
+    if (adapter := adapters.adapter_of(record, Path(stage.record))) is not None:
+        adapters.load_adapter(parts.method, built.model, built.trainable, adapter)
     image, text = _embedded(parts, built.model, theirs, device)
     seconds = encoding_s(parts.method, built.model, parts.backbone, theirs, parts.recipe.precision, device)
     spec = stage.trial.spec

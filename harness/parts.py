@@ -69,6 +69,11 @@ def assemble(trial: Trial) -> Parts:
     splits = load(card, paths.dataset_root, **{**options, **paths.dataset_paths})
     # A trial has the splits that its spec names: a searched one does not even know the test split.
     splits = {name: split for name, split in splits.items() if name in (hashes or splits)}
+    if absent := [name for name in hashes if name not in splits]:
+        raise DataError(
+            f"data set {card.name}: the trial was planned on {', '.join(absent)} too, but of its splits only "
+            f"{', '.join(splits) or 'none'} are there; restore the files, or plan and run anew"
+        )
     for name, expected in hashes.items():
         if splits[name].sha256 != expected:
             raise DataError(

@@ -12,7 +12,7 @@ from petlbench.datasets.registry import is_path, load_card
 from petlbench.datasets.split import Split
 from petlbench.datasets.validation import suggest
 from petlbench.harness.experiment import Experiment, ExperimentError
-from petlbench.harness.plan_rerank import first_stage, protocol_of
+from petlbench.harness.plan_rerank import first_backbone, first_stage, protocol_of
 from petlbench.harness.recorded import OTHER_CODE, RECORDED, Planned, state_of
 from petlbench.harness.resolve import absolute, resolve_backbone, resolve_dataset, resolve_method
 from petlbench.harness.resources import check_methods
@@ -66,7 +66,8 @@ def make_plan(
     names = registry.resolve(experiment.methods, sources)
     _known_sections(experiment, "method", sources)
     check_methods(experiment.resources, sources)
-    _known_sections(experiment, "backbone", experiment.backbones, hint=" (or list it under `backbones`)")
+    known = [*experiment.backbones, *first_backbone(experiment)]
+    _known_sections(experiment, "backbone", known, hint=" (or list it under `backbones`)")
     cards = {name: load_card(name) for name in dict.fromkeys(experiment.datasets)}
     _known_sections(
         experiment, "dataset", {*cards, *(c.name for c in cards.values())}, hint=" (or list it under `datasets`)"

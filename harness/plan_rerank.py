@@ -50,12 +50,21 @@ def protocol_of(
     return experiment.protocol.model_copy(update={"rerank": named}), stage, None
 
 
+def first_backbone(experiment: Experiment) -> list[str]:
+    """The backbone of the record that ranks first, whose section may say where its weights lie; none where there is no such."""
+    rerank = experiment.protocol.rerank
+    if rerank is None or rerank.first == OWN or not (path := Path(absolute(rerank.first))).is_file():
+        return []
+    return [read_record(path).spec["backbone"]["name"]]
+
+
 def first_stage(experiment: Experiment, dataset: str, splits: dict[str, Split]) -> FirstStage:
     """The dual encoder of the record that ``protocol.rerank.first`` names.
 
     Raises:
         ExperimentError: There is no such record, or it is none of a dual encoder on the same splits with its weights.
     """
+    from petlbench.harness.adapters import AdapterError, adapter_of
     from petlbench.harness.retrial import Places, trial_of
     from petlbench.methods import registry
     from petlbench.methods.pair import PairMethod
@@ -85,6 +94,7 @@ def first_stage(experiment: Experiment, dataset: str, splits: dict[str, Split]) 
         card=card and absolute(card),
         dataset={dataset: {key: value for key, value in section.items() if key in ("root", *PATH_OPTIONS)}},
         backbone={key: value for key, value in experiment.backbone.items() if key == record.spec["backbone"]["name"]},
+        method={key: value for key, value in experiment.method.items() if key == record.spec["method"]["name"]},
         plugins=tuple(experiment.plugins),
     )
     trial = trial_of(record, path, places)
@@ -94,12 +104,10 @@ def first_stage(experiment: Experiment, dataset: str, splits: dict[str, Split]) 
             f"{where}: key `protocol.rerank.first`: {trial.spec.method.name} scores pairs itself; a first stage must be a "
             "dual encoder, whose scores of a whole split are cheap"
         )
-    weights = record.artifacts.get("weights")
-    if weights is not None and not path.with_name(weights).exists():
-        raise ExperimentError(
-            f"{where}: key `protocol.rerank.first`: the trained tensors {weights} of {path} are not beside it; they are not "
-            "kept in version control, so run that trial again (--force) or copy them"
-        )
+    try:
+        adapter_of(record, path)
+    except AdapterError as error:
+        raise ExperimentError(f"{where}: key `protocol.rerank.first`: {error}") from error
     return FirstStage(record=str(path), trial=trial)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,11 @@ def trial_of(record: Record, path: Path, places: Places) -> Trial:
     if canonical_sha256(record.spec) != record.spec_id:
         raise RecordError(f"{path}: `spec_id` is not the hash of `spec`, so the record was edited; restore it")
     spec = _readable(record, path, places)
-    _known(places.dataset, spec.dataset.name, "dataset")
-    _known(places.backbone, spec.backbone.name, "backbone")
-    _known(places.method, spec.method.name, "method")
+    first = _first_record(spec, path)
+    specs = [spec.model_dump(mode="json"), *([first[0].spec] if first is not None else [])]
+    _known(places.dataset, [spec.dataset.name], "dataset")
+    _known(places.backbone, [one["backbone"]["name"] for one in specs], "backbone")
+    _known(places.method, [one["method"]["name"] for one in specs], "method")
     card = places.card or spec.dataset.name
     if (name := load_card(card).name) != spec.dataset.name:
         raise ExperimentError(f"--dataset {card} is the card of {name}; the record {path} is of {spec.dataset.name}")
@@ -102,7 +104,7 @@ def trial_of(record: Record, path: Path, places: Places) -> Trial:
             weights=_weights(record, path, spec, places.backbone.get(spec.backbone.name, {})),
             method_files=_method_files(path, spec, places.method.get(spec.method.name, {})),
             plugins=list(places.plugins),
-            first_stage=_first_stage(spec, path, places),
+            first_stage=None if first is None else _first_stage(*first, places),
             threads=record.cost.threads if record.cost else 1,
         ),
     )
@@ -185,7 +187,17 @@ def _readable(record: Record, path: Path, places: Places) -> TrialSpec:
     return spec
 
 
-def _first_stage(spec: TrialSpec, path: Path, places: Places) -> FirstStage | None:
+def _first_stage(record: Record, path: Path, places: Places) -> FirstStage:
+    backbone, method = (record.spec[part]["name"] for part in ("backbone", "method"))
+    own = replace(
+        places,
+        backbone={key: value for key, value in places.backbone.items() if key == backbone},
+        method={key: value for key, value in places.method.items() if key == method},
+    )
+    return FirstStage(record=str(path.absolute()), trial=trial_of(record, path, own))
+
+
+def _first_record(spec: TrialSpec, path: Path) -> tuple[Record, Path] | None:
     """The record that ranked first in a two-stage scoring, found by its identity in the same results folder."""
     rerank = spec.protocol.rerank
     if rerank is None or rerank.first == OWN:
@@ -195,18 +207,19 @@ def _first_stage(spec: TrialSpec, path: Path, places: Places) -> FirstStage | No
         if other.stem.endswith(rerank.first[:8]):
             found = read_record(other)
             if found.spec_id == rerank.first:
-                theirs = replace(places, backbone={}, method={})
-                return FirstStage(record=str(other.absolute()), trial=trial_of(found, other, theirs))
+                return found, other
     raise RecordError(
         f"{path}: its shortlist came from the trial {rerank.first[:12]}, whose record is not under {root}; put that record "
         "and its trained tensors there"
     )
 
 
-def _known(sections: Mapping[str, Any], name: str, what: str) -> None:
+def _known(sections: Mapping[str, Any], names: Sequence[str], what: str) -> None:
     for given in sections:
-        if given != name:
-            raise ExperimentError(f"--set {what}.{given}...: the record's {what} is {name}")
+        if given not in names:
+            raise ExperimentError(
+                f"--set {what}.{given}...: the record's {what} is {' or '.join(dict.fromkeys(names))}"
+            )
 
 
 def _weights(record: Record, path: Path, spec: TrialSpec, given: Mapping[str, Any]) -> dict[str, str]:

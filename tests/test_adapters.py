@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from petlbench.harness import adapters, audit
-from petlbench.harness.adapters import About, AdapterError
+from petlbench.harness.adapters import About, AdapterError, adapter_of
 from petlbench.harness.contract_data import fake_batch
-from petlbench.harness.evaluation import adapter_of
 from petlbench.harness.record import Record
 from petlbench.methods import registry
 from petlbench.methods.backbones.random_models import random_clip, random_two_tower, random_vilt
 from petlbench.methods.base import PeftFormat
+from petlbench.methods.bitfit import BitFit
 from petlbench.methods.linear_probe import LinearProbe
 from petlbench.methods.lora import Lora
 
@@ -191,6 +191,20 @@ def test_what_does_not_fit_is_refused_whole(probe, change, message):
     with pytest.raises(AdapterError, match=message):
         adapters.load_adapter(method, fresh, names, path)
     assert all(torch.equal(p, before[n]) for n, p in fresh.named_parameters())
+
+
+def test_tensors_that_another_form_trains_are_refused(tmp_path):
+    """Frozen weights of the smaller form would be overwritten, and the recall be the larger form's under its name."""
+    whole, half = (named(BitFit)(BitFit.Config(towers=towers)) for towers in ("both", "image"))
+    model, names = trained(whole, random_clip())
+    path = adapters.save_adapter(whole, model, names, about(whole), tmp_path, "x")
+    fresh, own = built(half, random_clip())
+    before = {n: p.clone() for n, p in fresh.named_parameters()}
+    with pytest.raises(
+        AdapterError, match=r"\d+ not trained in this form: .*Were method, options and backbone the same"
+    ):
+        adapters.load_adapter(half, fresh, own, path)
+    assert own < names and all(torch.equal(p, before[n]) for n, p in fresh.named_parameters())
 
 
 def test_missing_and_damaged_files_are_named(probe, tmp_path):

@@ -3,11 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from support import shared_path
 from test_backbones import insert
 
 from petlbench.methods.backbones import registry, tokenizers
-from petlbench.methods.backbones.base import Hidden
+from petlbench.methods.backbones.base import BackboneError, Hidden
+from petlbench.methods.backbones.exported import ENTRY, Exported
+from petlbench.methods.backbones.open_clip_model import load_clip_state
+from petlbench.methods.backbones.open_clip_origin import resolve
 from petlbench.methods.backbones.random_models import random_clip, random_two_tower
 from petlbench.methods.backbones.registry import load_backbone
 
@@ -90,6 +94,48 @@ class TestOpenClip:
         one, two = model.text.run(hidden).x, model.text.run(hidden.with_x(changed)).x
         torch.testing.assert_close(one[:, :12], two[:, :12])
         assert (one[:, 12:] - two[:, 12:]).abs().max() > 1e-2
+
+    def test_half_precision_tables_are_interpolated(self):
+        small, large = random_clip(resolution=32, patch=16).clip, random_clip(resolution=64, patch=16).clip
+        half = {
+            name: value.half() if value.is_floating_point() else value for name, value in small.state_dict().items()
+        }
+        load_clip_state(large, half, "half.pt", resize=True)
+        table, rows = large.visual.positional_embedding, half["visual.positional_embedding"]
+        assert table.shape[0] == 17 and torch.equal(table[0], rows[0].float()) and table.dtype == torch.float32
+
+
+def exported(folder, **change):
+    """A file with the header of an exported model of another normalisation and resolution; resolving reads no tensor."""
+    base = {"kind": "open_clip", "architecture": "ViT-L-14", "source": "ViT-L-14:laion2b_s32b_b82k", "sha256": "0" * 64}
+    base |= {"activation": "gelu", "mean": [0.5] * 3, "std": [0.5] * 3, "resolution": 112, "aligned": True, **change}
+    by = {"spec_id": "ab" * 32, "spec": {}, "method": "full_finetune", "method_sha256": "c" * 64, "dataset": "rsicd"}
+    by |= {"dataset_licence": "research", "splits": {}, "selection": "best_val", "epoch": 1, "val_mR": 1.0, "code": {}}
+    header = Exported.model_validate({"name": "ViT-L-14:laion2b_s32b_b82k", "backbone": base, "alignment": by})
+    path = folder / "mine.safetensors"
+    save_file({"x": torch.zeros(1)}, path, metadata={ENTRY: header.model_dump_json()})
+    return str(path)
+
+
+class TestExportedOpenClip:
+    def test_the_header_says_what_a_state_dict_does_not(self, tmp_path):
+        origin = resolve("ViT-L-14", exported(tmp_path), None, None, None)
+        assert (origin.activation, origin.mean, origin.std, origin.resolution) == ("gelu", (0.5,) * 3, (0.5,) * 3, 112)
+        assert origin.source == "ViT-L-14:laion2b_s32b_b82k, aligned on rsicd by full_finetune, trial abababab"
+        assert resolve("ViT-L-14", exported(tmp_path, resolution=224), None, None, None).resolution is None
+        assert resolve("ViT-L-14", exported(tmp_path), None, None, 224).resolution == 224
+
+    @pytest.mark.parametrize(
+        ("name", "activation", "change", "says"),
+        [
+            ("ViT-L-14", "quick_gelu", {}, r"activation=quick_gelu, but the header of mine\.safetensors needs gelu"),
+            ("ViT-B-32", None, {}, "holds a ViT-L-14 .*give it to that backbone, not to ViT-B-32"),
+            ("ViT-L-14", None, {"kind": "two_tower"}, "holds a ViT-L-14 .two_tower."),
+        ],
+    )
+    def test_what_contradicts_it_is_refused(self, tmp_path, name, activation, change, says):
+        with pytest.raises(BackboneError, match=says):
+            resolve(name, exported(tmp_path, **change), None, activation, None)
 
 
 class TestTwoTower:

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joint_files import write_image_tower, write_text_tower
 from support import ROOT
 
 from petlbench.methods.backbones import registry, tiny_clip, tokenizers, weights_io
 from petlbench.methods.backbones.base import BackboneError, Tokens
-from petlbench.methods.backbones.registry import list_backbones, load_backbone
+from petlbench.methods.backbones.registry import describe_backbone, list_backbones, load_backbone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -101,6 +102,19 @@ class TestRegistry:
         assert tower.options["weights"] == str(tmp_path / "vits14.fp16.safetensors")
         with pytest.raises(BackboneError, match="no tag opena"):
             registry.describe_backbone("ViT-B-32:opena")
+
+    def test_a_path_below_the_weights_folder_is_that_file_though_it_reads_as_a_hub_name(self, monkeypatch, tmp_path):
+        (tmp_path / "sub").mkdir()
+        image, text = write_image_tower(tmp_path / "sub"), write_text_tower(tmp_path / "sub" / "text")
+        monkeypatch.setenv("PETLBENCH_WEIGHTS", str(tmp_path))
+        options = {"weights": "sub/vit.safetensors", "text_weights": "sub/text", "resolution": 28}
+        found = describe_backbone("vits14-minilm", **options).options
+        assert (found["weights"], found["text_weights"]) == (str(image), str(text))
+        monkeypatch.delenv("PETLBENCH_WEIGHTS")
+        found = describe_backbone(
+            "vits14-minilm", **{**options, "weights": "own/model", "text_weights": "own/text"}
+        ).options
+        assert (found["weights"], found["text_weights"]) == ("own/model", "own/text")
 
     def test_config_forbids_unknown_keys(self):
         with pytest.raises(ValueError, match="extra"):

@@ -1,5 +1,7 @@
 """What a training batch holds and in which order batches come."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from petlbench.datasets.augment import Augmentation
 from petlbench.datasets.readers.scenes import read_scenes
 from petlbench.datasets.split import Split
 from petlbench.harness.data import SplitData, epoch_order, make_batch, training_batches
-from petlbench.harness.features import Pooled
+from petlbench.harness.features import Pooled, pooled_features
 from petlbench.harness.kept import Kept
+from petlbench.methods.backbones.base import Tokens
 from petlbench.methods.backbones.random_models import random_clip, random_two_tower
 from petlbench.methods.recipe import Recipe
 
@@ -100,6 +103,18 @@ def test_augmentation_is_drawn_from_seed_and_epoch(scenes):
     plain = Recipe(batch_size=8, sampling="image")
     bare = torch.cat([b.images for b in training_batches(data, backbone, plain, 0, 1, CPU)])
     assert not torch.equal(pictures(0, 1), bare)
+
+
+def test_cached_features_belong_to_the_very_tokens(scenes):
+    """The weights' hash does not tell the tokenizer, which may be mended."""
+    backbone = random_clip()
+    data = SplitData.open(scenes, backbone)
+    other = replace(data, tokens=Tokens(data.tokens.ids.clone(), data.tokens.mask))
+    other.tokens.ids[:, 1] = 7
+    first = pooled_features(data, backbone, "fp32", CPU)
+    assert torch.equal(pooled_features(data, backbone, "fp32", CPU).text, first.text)
+    second = pooled_features(other, backbone, "fp32", CPU)
+    assert torch.equal(second.image, first.image) and not torch.equal(second.text, first.text)
 
 
 def test_pooled_features_stand_in_for_pixels(scenes):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from factories import edit
 from small_trials import small_plan, small_trial
 from support import ROOT
 
@@ -14,9 +15,10 @@ from petlbench.harness.experiment import ExperimentError, load_experiment
 from petlbench.harness.pair_scores import ScoreError
 from petlbench.harness.plan import make_plan
 from petlbench.harness.record_files import path_of, read_record
-from petlbench.harness.retrial import Places
+from petlbench.harness.retrial import Places, trial_of
 from petlbench.harness.spec import ProtocolConfig, RerankConfig, TrialSpec
 from petlbench.harness.trial import run_trial
+from petlbench.methods.backbones.base import BackboneError
 from petlbench.methods.backbones.random_models import random_clip, random_vilt
 
 pytestmark = pytest.mark.usefixtures("one_thread", "tiny_models")
@@ -188,12 +190,37 @@ def test_a_first_stage_must_be_a_finished_dual_encoder_on_the_same_splits(tmp_pa
         planned(path_of(dual), "dataset.scenes.test=20")
     adapter = next(path_of(dual).parent.glob("*.adapter*"))
     adapter.rename(adapter.with_name("moved"))
-    with pytest.raises(ExperimentError, match="are not beside it"):
+    with pytest.raises(ExperimentError, match=r"protocol\.rerank\.first`: .*are not there"):
         planned(path_of(dual))
+    older = tmp_path / ".work" / "weights" / adapter.name  # where earlier versions kept them
+    older.parent.mkdir(parents=True, exist_ok=True)
+    adapter.with_name("moved").rename(older)
+    edit(path_of(dual), lambda payload: payload["artifacts"].update(weights=f".work/weights/{adapter.name}"))
+    assert planned(path_of(dual)).planned
     pair = fusion_trial(tmp_path, "train.epochs=0")
     run_trial(pair)
     with pytest.raises(ExperimentError, match="clip_fusion scores pairs itself"):
         planned(path_of(pair))
+
+
+def test_files_of_the_first_stage_can_be_given_too(tmp_path):
+    """A record knows weights by their content; where they lie is told for its first stage's backbone likewise."""
+    file = tmp_path / "elsewhere" / "mine.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"known by its hash; the models here are others")
+    where = f"backbone.tiny-clip.weights={file}"
+    dual = small_trial(tmp_path, "train.epochs=0", where, method="linear_probe", backbones=["tiny-clip"])
+    run_trial(dual)
+    rerank = f"protocol.rerank={{k: 3, sample: 0, first: {path_of(dual)}}}"
+    trial = vilt_trial(tmp_path, where, rerank)
+    run_trial(trial)
+    with pytest.raises(BackboneError, match=r"give that file with --set backbone\.tiny-clip\.weights=FILE"):
+        trial_of(read_record(path_of(trial)), path_of(trial), Places())
+    places = Places(backbone={"tiny-clip": {"weights": str(file)}})
+    again = trial_of(read_record(path_of(trial)), path_of(trial), places)
+    assert again.paths.first_stage.trial.paths.weights == {"weights": str(file)}
+    with pytest.raises(ExperimentError, match="the record's backbone is tiny-vilt or tiny-clip"):
+        trial_of(read_record(path_of(trial)), path_of(trial), Places(backbone={"swin-bert": {"weights": str(file)}}))
 
 
 def test_methods_meet_the_backbones_that_fit_without_a_word(tmp_path):

@@ -1,8 +1,11 @@
 """The towers of PIR: the forward pass, the files that are read, and what is refused."""
 
+import shutil
+
 import pytest
 import torch
 from golden.fill import inputs
+from joint_files import write_text_tower
 
 from petlbench.harness.contract_data import fake_batch
 from petlbench.methods.backbones import registry
@@ -152,6 +155,27 @@ def test_bert_needs_weights_and_a_tokenizer(tmp_path):
     (tmp_path / "vocab.txt").touch()
     assert locate_bert(str(tmp_path)) == (tmp_path, tmp_path / "pytorch_model.bin")
     assert locate_bert(str(tmp_path / "pytorch_model.bin"))[0] == tmp_path
+
+
+@pytest.mark.parametrize("kept", ["vocab.txt", "tokenizer.json"])
+def test_either_tokenizer_file_alone_will_do(tmp_path, kept):
+    from petlbench.methods.backbones.minilm import BertTokenizer
+
+    whole = write_text_tower(tmp_path / "whole")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(whole / kept, alone)
+    said = [BertTokenizer(folder, 8)(["a red port", ""]) for folder in (whole, alone)]
+    assert torch.equal(said[0].ids, said[1].ids) and torch.equal(said[0].mask, said[1].mask)
+    assert said[0].mask.sum(1).tolist() == [5, 2]
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path):
+    from petlbench.methods.backbones.minilm import BertTokenizer
+
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(BackboneError, match=rf"{tmp_path}: its tokenizer cannot be read"):
+        BertTokenizer(tmp_path)
 
 
 # --- registry ---

@@ -77,7 +77,7 @@ def evaluate(
     Examples:
       benchmark evaluate results/scenes/lora/tiny-clip-s0-12345678.json
       benchmark evaluate results --method lora
-      benchmark evaluate harma --official-checkpoint FILE -d rsitmd-precomp -b ViT-B-32-quickgelu
+      benchmark evaluate harma --official-checkpoint FILE -d rsitmd-precomp -b ViT-B-32-quickgelu:openai
       benchmark evaluate lora --adapter results/scenes/lora/tiny-clip-s0-12345678.adapter
     """
     path = Path(target).expanduser()

@@ -66,11 +66,6 @@ def _show(written: Export) -> None:
         f"{written.sha256[:12]}\n"
         f"{written.header.name} after {by.method} on {by.dataset}, trial {by.spec_id[:8]}, epoch {by.epoch}{score}\n"
         f"Start from it: benchmark run METHOD -b {name} -d DATASET --set backbone.{name}.weights={written.path}"
-        + (
-            f" --set backbone.{name}.activation={written.header.backbone.activation}"
-            if _asks_activation(written)
-            else ""
-        )
     )
 
 
@@ -79,7 +74,3 @@ def reader(written: Export) -> str:
     if written.header.two_tower is not None:
         return "vits14-minilm-joint"
     return written.header.name.partition(":")[0]
-
-
-def _asks_activation(written: Export) -> bool:
-    return written.header.two_tower is None and written.header.name != "tiny-clip"

@@ -106,6 +106,30 @@ class Exported(_Part):
     """None for other kinds of backbone, whose shape their name says."""
 
 
+def header_of(path: Path) -> Exported | None:
+    """What a weight file says of itself if it was written by ``benchmark export-backbone``; None for any other file.
+
+    Raises:
+        BackboneError: The header is damaged, or of another version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors" or path.is_dir():
+        return None
+    try:
+        with safe_open(path, framework="pt") as opened:
+            told = ENTRY in (opened.metadata() or {})
+    except (SafetensorError, OSError):
+        return None  # whoever reads the tensors says what is wrong with them
+    return read_header(path) if told else None
+
+
+def aligned_source(header: Exported) -> str:
+    """The source of exported weights in one line: what training started from, and what it was trained on."""
+    by = header.alignment
+    return f"{header.backbone.source}, aligned on {by.dataset} by {by.method}, trial {by.spec_id[:8]}"
+
+
 def read_header(path: Path) -> Exported:
     """What an exported file says of itself; no tensor is read.
 

@@ -8,7 +8,15 @@ from typing import Any
 from petlbench.methods.backbones import weights_io
 from petlbench.methods.backbones.base import BackboneError, Provenance
 from petlbench.methods.backbones.dinov2 import build_dinov2
-from petlbench.methods.backbones.exported import MAKE, Exported, LanguageShape, TwoTowerShape, VisionShape, read_header
+from petlbench.methods.backbones.exported import (
+    MAKE,
+    Exported,
+    LanguageShape,
+    TwoTowerShape,
+    VisionShape,
+    aligned_source,
+    read_header,
+)
 from petlbench.methods.backbones.minilm import BertTokenizer, build_bert, locate_minilm, resolve_minilm
 from petlbench.methods.backbones.two_tower import TwoTowerEncoder, checked_side
 
@@ -128,7 +136,7 @@ def _provenance(header: Exported, sha256: str, side: int) -> Provenance:
     score = "" if by.val_mR is None else f", validation mR {by.val_mR:.2f}"
     return base.model_copy(
         update={
-            "source": f"{base.source}, aligned on {by.dataset} by {by.method}, trial {by.spec_id[:8]}",
+            "source": aligned_source(header),
             "sha256": sha256,
             "resolution": side,
             "aligned": True,

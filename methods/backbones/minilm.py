@@ -107,7 +107,7 @@ def build_bert(config: dict[str, Any], dropout: float = 0.0) -> Any:
 
 def resolve_minilm(text_weights: str | None, needed: Sequence[str] = _FILES[:3]) -> str:
     """The folder of :func:`locate_minilm`; a hub name stays one."""
-    if text_weights and weights_io.is_hub_name(text_weights):
+    if text_weights and weights_io.is_on_hub(text_weights):
         return text_weights
     return str(locate_minilm(text_weights, needed)[0])
 
@@ -172,13 +172,15 @@ def load_minilm(folder: Path) -> Any:
 
 
 class BertTokenizer:
-    """The folder's word-piece tokenizer, padding and cutting to ``context_length`` tokens."""
+    """The folder's word-piece tokenizer, padding and cutting to ``context_length`` tokens.
+
+    Raises:
+        BackboneError: The folder's tokenizer cannot be read.
+    """
 
     def __init__(self, folder: Path, context_length: int = CONTEXT_LENGTH):
-        from transformers import AutoTokenizer
-
         self.context_length = context_length
-        self.wordpiece = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.wordpiece = _wordpiece(folder)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """(len(texts), context_length) tokens; captions that are too long are cut, keeping the end token."""
@@ -194,6 +196,26 @@ class BertTokenizer:
         """SHA-256 over the vocabulary and the tokens of a text with everything in it that tokenizers differ about."""
         said = {"vocabulary": self.wordpiece.get_vocab(), "probe": self([_PROBE, ""]).ids.tolist()}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _wordpiece(folder: Path) -> Any:
+    from transformers import AutoTokenizer, BertTokenizerFast  # type: ignore[attr-defined]  # made at run time
+
+    # Where no configuration says which tokenizer it is, vocab.txt or tokenizer.json alone are BERT's, with its special tokens.
+    told = any((folder / name).is_file() for name in ("tokenizer_config.json", "config.json"))
+    kind: Any = AutoTokenizer if told else BertTokenizerFast
+    try:
+        found = kind.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackboneError(
+            f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {error}); fetch tokenizer.json, or vocab.txt, of the "
+            "model again"
+        ) from error
+    if found.pad_token_id is None:
+        raise BackboneError(
+            f"{folder}: its tokenizer has no padding token, which BERT's has; fetch tokenizer_config.json of the model too"
+        )
+    return found
 
 
 def _packaged() -> Path | None:

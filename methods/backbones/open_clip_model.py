@@ -144,7 +144,7 @@ def load_clip_state(clip: Any, state: dict[str, Tensor], source: str, *, resize:
                 f"{clip.visual.image_size[0]} px; give resolution={side * patch} to use it as it is, or another "
                 "resolution to have its position table interpolated"
             )
-        state = dict(state)
+        state = {**state, key: state[key].float()}  # half precision is not interpolated on every device
         resize_pos_embed(state, clip)
     weights_io.load_strict(
         clip, state, source, ignored=STALE_BUFFERS, advice="Is this the architecture that the file was made for?"

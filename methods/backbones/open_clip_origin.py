@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from petlbench.methods.backbones import weights_io
 from petlbench.methods.backbones.base import BackboneError
+from petlbench.methods.backbones.exported import Exported, aligned_source, header_of
 
 Activation = Literal["gelu", "quick_gelu"]
 Rgb = tuple[float, float, float]
@@ -114,6 +115,8 @@ def resolve(
         raise BackboneError(f"{architecture}: resolution={resolution} is not a multiple of its patch size {patch}")
     if weights:
         path = weights_io.find_weights(weights)
+        if (header := header_of(path)) is not None:
+            return _exported(architecture, config, path, header, activation, resolution)
         found, notes = _file_activation(architecture, config, path.name, activation)
         return Origin(architecture, config, path.name, found, path=path, resolution=resolution, notes=notes)
     if pretrained == "random":
@@ -134,6 +137,41 @@ def resolve(
         mean=tuple(entry.get("mean", CLIP_MEAN)),  # type: ignore[arg-type]
         std=tuple(entry.get("std", CLIP_STD)),  # type: ignore[arg-type]
         notes="activation by tag",
+    )
+
+
+def _exported(
+    architecture: str,
+    config: dict[str, Any],
+    path: Path,
+    header: Exported,
+    activation: Activation | None,
+    resolution: int | None,
+) -> Origin:
+    """A file that ``benchmark export-backbone`` wrote: its header says what a state dict does not."""
+    base = header.backbone
+    if base.kind != "open_clip" or base.architecture.removesuffix("-quickgelu") != architecture.removesuffix(
+        "-quickgelu"
+    ):
+        raise BackboneError(
+            f"{path.name} holds a {base.architecture} ({base.kind}), exported from {header.name}; give it to that backbone, not to "
+            f"{architecture}"
+        )
+    true: Activation = "quick_gelu" if base.activation == "quick_gelu" else "gelu"
+    _agree(architecture, config, activation, true, f"the header of {path.name}")
+    if resolution is None and base.resolution != config["vision_cfg"]["image_size"]:
+        resolution = base.resolution
+    return Origin(
+        architecture,
+        config,
+        aligned_source(header),
+        true,
+        path=path,
+        resolution=resolution,
+        mean=base.mean,
+        std=base.std,
+        notes=f"activation, mean and deviation by the file's header; licence of {header.alignment.dataset}: "
+        f"{header.alignment.dataset_licence}",
     )
 
 

@@ -21,7 +21,7 @@ from petlbench.methods.backbones.dinov2 import (
     locate_dinov2,
 )
 from petlbench.methods.backbones.minilm import BertTokenizer, BertTower, load_minilm, locate_minilm, resolve_minilm
-from petlbench.methods.backbones.weights_io import is_hub_name
+from petlbench.methods.backbones.weights_io import is_on_hub
 
 RESOLUTION = 112
 EMBED_DIM = 256
@@ -166,7 +166,7 @@ def resolve_two_tower(
         BackboneError: Weights are missing, or the resolution is not a multiple of 14.
     """
     side = checked_side(name, resolution)
-    image = weights if weights and is_hub_name(weights) else str(locate_dinov2(weights)[0])
+    image = weights if weights and is_on_hub(weights) else str(locate_dinov2(weights)[0])
     options = {"weights": image, "text_weights": resolve_minilm(text_weights), "resolution": side, "blocks": blocks}
     return {key: value for key, value in options.items() if value is not None}
 

@@ -135,13 +135,7 @@ def _matching_head(state: dict[str, Tensor], width: int, path: Path) -> ItmHead 
 
 def is_on_hub(weights: str) -> bool:
     """Whether ``weights`` names no local file or folder but reads as OWNER/MODEL of the Hugging Face hub."""
-    if not weights_io.is_hub_name(weights) or Path(weights).suffix in _SUFFIXES:
-        return False
-    try:
-        weights_io.find_weights(weights)
-    except BackboneError:
-        return True
-    return False
+    return Path(weights).suffix not in _SUFFIXES and weights_io.is_on_hub(weights)
 
 
 def locate_vilt(weights: str) -> tuple[Path, str]:

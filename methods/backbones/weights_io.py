@@ -46,6 +46,17 @@ def is_hub_name(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not name.startswith(".") and not Path(name).exists()
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether ``name`` reads as OWNER/MODEL of the Hugging Face hub, and :func:`find_weights` finds nothing of that name."""
+    if not is_hub_name(name):
+        return False
+    try:
+        find_weights(name)
+    except BackboneError:
+        return True
+    return False
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal.
 
