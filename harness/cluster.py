@@ -10,6 +10,7 @@ visible to all, and starts afresh where it is not.
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +22,10 @@ import petlbench
 from petlbench.datasets.cache import cache_folder
 from petlbench.errors import PetlbenchError
 from petlbench.harness.failure import first_line
+from petlbench.harness.json_files import RecordError
 from petlbench.harness.leftovers import remove_written, written
-from petlbench.harness.parcels import pack, unpack, write_files
-from petlbench.harness.record_files import path_of
+from petlbench.harness.parcels import pack, unpack, walk, write_files
+from petlbench.harness.record_files import RECORD_SUFFIX, path_of, read_record
 from petlbench.harness.resources import GIB, Resources
 from petlbench.harness.shares import Node
 from petlbench.harness.spec import Paths, Trial
@@ -167,10 +169,21 @@ class Cluster:
             yield node, missing
 
     def collect(self, spec_id: str) -> None:
-        """Write what a worker sent back, if it did."""
+        """Write what a worker sent back, if it did; a node that saw no good record may send that of a failure, which gives way."""
         import ray
 
-        write_files(ray.get(self._desk.take.remote(spec_id)), self.results)
+        files = ray.get(self._desk.take.remote(spec_id))
+        kept = [(name, content) for name, content in files if not self._gives_way(name, content, spec_id)]
+        write_files(kept, self.results)
+
+    def _gives_way(self, name: str, content: bytes, spec_id: str) -> bool:
+        if not name.endswith(RECORD_SUFFIX) or name.count("/") != 2 or json.loads(content).get("status") == "ok":
+            return False
+        try:
+            stands = read_record(self.results / name)
+        except (OSError, RecordError):
+            return False
+        return stands.status == "ok" and stands.spec_id == spec_id
 
     def lost_its_node(self, spec_id: str) -> bool:
         """Whether the node that a trial was last begun on is gone."""
@@ -289,7 +302,7 @@ def _name() -> str:
 
 def _files(path: Path) -> list[Path]:
     """All files in a folder, or the file itself."""
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return [file for file in walk(path) if file.is_file()]
 
 
 def as_config(cluster: Cluster | None) -> dict[str, str] | None:

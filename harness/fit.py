@@ -131,6 +131,8 @@ def _epochs(task: Task, recipe: Recipe, initial: dict[str, Tensor]) -> Progress:
     try:
         resumed = checkpoints.restore(engine)
         progress, best = resumed if resumed else (Progress(), dict(initial))
+        if progress.micro_batch not in (None, micro_size(recipe, rows)):
+            progress.peak_memory = progress.peak_reserved = 0  # of a larger number of pairs at a time
         progress.micro_batch = micro_size(recipe, rows)
         reset_peak_memory(device)
         for epoch in range(progress.epoch + 1, recipe.epochs + 1):

@@ -77,7 +77,7 @@ def halved_note(error: BaseException, before: int, after: int, rows: int, epoch:
     """What the record says of it."""
     return (
         f"out of memory in epoch {epoch} with {before} pairs at a time ({_first(error)}); from this epoch on {after} at a "
-        f"time, with the gradient of the whole batch of {rows}: memory and speed are those of {after} at a time"
+        f"time, with the gradient of the whole batch of {rows}: peak memory is that of {after} at a time"
     )
 
 

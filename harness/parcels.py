@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import tarfile
 import tempfile
@@ -64,10 +65,21 @@ def pack(path: Path, store: Callable[[bytes], Any], piece: int = PIECE) -> Parce
     """
     writer = _Pieces(store, piece)
     with tarfile.open(fileobj=writer, mode="w|", dereference=True) as tar:
-        for inner in sorted([path, *path.rglob("*")] if path.is_dir() else [path]):
+        for inner in walk(path):
             tar.add(inner, (path.name / inner.relative_to(path)).as_posix(), recursive=False, filter=_plain)
     writer.finish()
     return Parcel(path.name, writer.digest.hexdigest(), writer.size, writer.pieces)
+
+
+def walk(path: Path) -> list[Path]:
+    """A file, or a folder and all that is in it, sorted; linked folders too, but none again inside of itself."""
+    found = [path]
+    for name, folders, files in os.walk(path, followlinks=True):
+        here = Path(name)
+        above = {here.resolve(), *here.resolve().parents}
+        folders[:] = [one for one in folders if (here / one).resolve() not in above]
+        found += [here / one for one in (*folders, *files)]
+    return sorted(found)
 
 
 def unpack(parcel: Parcel, fetch: Callable[[Any], bytes], cache: Path | None = None) -> Path:

@@ -230,6 +230,7 @@ def _measure(trial: Trial) -> Measured:
     from petlbench.harness.device import peak_memory
     from petlbench.harness.leftovers import scratch_folder
     from petlbench.harness.parts import assemble
+    from petlbench.harness.query_cost import encoding_s
     from petlbench.harness.trial import train_and_select
 
     train = {**trial.spec.train, "epochs": min(1, trial.spec.train["epochs"])}
@@ -245,8 +246,11 @@ def _measure(trial: Trial) -> Measured:
         trained = train_and_select(trial, Checkpoints(scratch), lambda line: None, replace(parts, splits=splits))
     progress, device = trained.progress, trained.device
     resident, reserved = peak_memory(device)  # of the validation that ended the epoch
-    trained.ranking.rank(trained.ranking.open("val"))  # towers that ran once before the epoch run again here
-    after = peak_memory(device)
+    # Towers whose outputs are kept ran before the epoch; a trial times them once more, on a few items.
+    opened = trained.ranking.open("val")
+    trained.ranking.rank(opened)
+    encoding_s(parts.method, trained.built.model, parts.backbone, opened.data, trained.parts.recipe.precision, device)
+    after = tuple(map(max, peak_memory(device), trained.peak_before))
     card = _card()
     if device.type != "cuda":
         return Measured(max(progress.peak_memory, resident, after[0]), 0, card.device, card.capacity, card.kind)

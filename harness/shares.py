@@ -195,7 +195,12 @@ def _share(
 
 def _fair_cpus(nodes: Sequence[Node], each: float) -> int:
     """Cores that go with a GPU or a part of one, on the node that has the fewest per GPU."""
-    fair = [int(node.cpus / node.gpus * each + 1e-6) for node in nodes if node.gpus]
+    # A part is cut to four decimals (0.3333), so as many as fit on a GPU are counted, not multiplied.
+    fair = [
+        int(node.cpus / node.gpus / round(1 / each) if each < 1 else node.cpus / node.gpus * each)
+        for node in nodes
+        if node.gpus
+    ]
     return max(1, min(fair, default=1))
 
 

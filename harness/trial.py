@@ -25,10 +25,10 @@ from petlbench.harness.device import (
     seed_everything,
     tune_process,
 )
-from petlbench.harness.disk import DiskFull, room_for
+from petlbench.harness.disk import DiskFull, room_for, why_full
 from petlbench.harness.distributed.workers import in_workers, lost_worker
 from petlbench.harness.evaluate import metrics_part, split_part
-from petlbench.harness.failure import write_failure
+from petlbench.harness.failure import first_line, write_failure
 from petlbench.harness.fit import Task, false_captions, fit
 from petlbench.harness.json_files import stamp
 from petlbench.harness.kept import NOTHING, keep
@@ -73,6 +73,7 @@ class Trained:
         base_size: Scalars of the untouched backbone.
         kept: Whether outputs of frozen modules were computed once and kept.
         cache_s: How long that took, seconds.
+        peak_before: Peak memory until then, allocated and reserved, bytes.
         device: Where the model lies.
     """
 
@@ -85,6 +86,7 @@ class Trained:
     base_size: int
     kept: bool
     cache_s: float
+    peak_before: tuple[int, int]
     device: torch.device
 
 
@@ -123,6 +125,10 @@ def run_trial(
         except DiskFull:
             raise
         except Exception as error:
+            if (reason := why_full(error)) is not None:
+                raise DiskFull(
+                    f"{reason}: {first_line(str(error))}. Make room there; then the same command goes on where this one stopped"
+                ) from error
             if not lost_worker(error):
                 write_failure(trial, started, ErrorPart.of(error), path)
             raise
@@ -218,6 +224,7 @@ def train_and_select(
     cache_s = time.perf_counter() - began
 
     # Train, select on validation.
+    peak_before = peak_memory(device)
     reset_peak_memory(device)
     progress = Progress()
     if select is not None:
@@ -237,6 +244,7 @@ def train_and_select(
         base_size=base_size,
         kept=kept != NOTHING,
         cache_s=cache_s,
+        peak_before=peak_before,
         device=device,
     )
 

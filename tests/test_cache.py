@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_calls import call
 from data_files import write_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -157,6 +158,15 @@ def test_a_truncated_jpeg_is_an_error_and_leaves_nothing(tmp_path):
 def test_an_empty_split_is_an_error(tmp_path):
     with pytest.raises(DataError, match="cannot prepare 0 pictures"):
         prepare(split_of(tmp_path, count=0), 24, tmp_path / "cache")
+
+
+def test_a_relative_folder_is_that_of_the_command_for_all_its_workers(tmp_path, monkeypatch):
+    """Ray gives every trial a working folder of its own, where a relative path would be another one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PETLBENCH_CACHE", "mine")
+    assert call("cache", "ls").code == 0
+    monkeypatch.chdir("/")
+    assert cache_folder() == tmp_path / "mine"
 
 
 # Bad disks

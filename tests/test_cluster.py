@@ -16,72 +16,15 @@ from pathlib import Path
 import pytest
 import ray_work
 from cli_calls import small_set
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from search_parts import Silent, asked_for
 
 from petlbench.harness.cluster import ClusterError, inputs
 from petlbench.harness.experiment import load_experiment
-from petlbench.harness.parcels import ParcelError, pack, unpack, write_files
 from petlbench.harness.plan import make_plan
 from petlbench.harness.record_files import read_record
 from petlbench.harness.resources import Resources
 from petlbench.harness.schedule import run_trials
 from petlbench.harness.search.run import search
-
-# Parcels --------------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=30)
-@given(
-    st.dictionaries(st.sampled_from(("a", "b/c", "b/d", "e/f/g")), st.binary(max_size=3000), max_size=4),
-    st.integers(7, 5000),
-)
-def test_what_is_packed_is_unpacked(files, piece):
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, cache = Path(scratch) / "set", Path(scratch) / "cache"
-        folder.mkdir()
-        for name, content in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-        pieces: list[bytes] = []
-        parcel = pack(folder, lambda part: pieces.append(part) or part, piece)
-        assert max(map(len, pieces)) <= piece and sum(map(len, pieces)) == parcel.size
-        there = unpack(parcel, bytes, cache)
-        assert there.name == "set"
-        assert {p.relative_to(there).as_posix(): p.read_bytes() for p in there.rglob("*") if p.is_file()} == files
-
-
-def test_a_parcel_is_unpacked_once_and_its_key_is_its_content(tmp_path):
-    one, two = tmp_path / "one" / "weights.bin", tmp_path / "two" / "weights.bin"
-    for path in (one, two):
-        path.parent.mkdir()
-        path.write_bytes(b"x" * 1000)
-    os.utime(two, (1, 1))
-    assert pack(one, bytes).key == pack(two, bytes).key
-    fetched = []
-    parcel = pack(one, bytes)
-    for _ in range(2):
-        there = unpack(parcel, lambda piece: fetched.append(piece) or piece, tmp_path / "cache")
-    assert there.read_bytes() == b"x" * 1000
-    assert len(fetched) == len(parcel.pieces)
-
-
-def test_a_damaged_parcel_leaves_nothing_behind(tmp_path):
-    path = tmp_path / "weights.bin"
-    path.write_bytes(b"x" * 1000)
-    parcel = pack(path, bytes)
-    with pytest.raises(ParcelError, match=r"weights\.bin arrived damaged"):
-        unpack(parcel, lambda piece: piece.replace(b"xxx", b"xyx", 1), tmp_path / "cache")
-    assert [p.name for p in (tmp_path / "cache" / "shipped").iterdir() if p.suffix != ".lock"] == []
-    assert unpack(parcel, bytes, tmp_path / "cache").read_bytes() == b"x" * 1000
-
-
-def test_a_node_cannot_write_outside_of_the_results(tmp_path):
-    with pytest.raises(ParcelError, match="lies outside of"):
-        write_files([("../elsewhere.json", b"{}")], tmp_path / "results")
-    assert not (tmp_path / "elsewhere.json").exists()
-
 
 # Nodes ----------------------------------------------------------------------------------------------------------------
 

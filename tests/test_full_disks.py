@@ -11,6 +11,7 @@ import pytest
 from small_trials import a_trial, same, tiny_backbone  # noqa: F401 (a fixture)
 from support import ROOT
 
+from petlbench.datasets.split import DataError
 from petlbench.harness import checkpoint as checkpoint_module
 from petlbench.harness import json_files
 from petlbench.harness.disk import DiskFull, room_for, why_full
@@ -41,6 +42,24 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_older_one_and_the_trial_goes_on_l
     epochs = []
     record = run_trial(trial, lambda line: epochs.append(line["epoch"]))
     assert epochs == [2, 3] and same(record, undisturbed)
+
+
+def test_a_full_disk_anywhere_else_is_not_the_trials_fault_either(tmp_path, undisturbed, monkeypatch):
+    """Notes, cached features, stores of scores: whoever writes them, the trial is not recorded as failed."""
+    trial = a_trial(tmp_path)
+
+    def full(*given, **options):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise DataError("the picture cache cannot be written") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("petlbench.harness.trial.keep", full)
+        with pytest.raises(DiskFull, match=r"the disk is full: the picture cache cannot be written\. Make room there"):
+            run_trial(trial)
+    assert not path_of(trial).exists()
+    assert same(run_trial(trial), undisturbed)
 
 
 def test_a_full_disk_at_the_record_keeps_the_old_one(tmp_path, undisturbed, monkeypatch):

@@ -57,6 +57,9 @@ def test_memory_that_runs_out_later_repeats_that_epoch_only_and_a_resumed_trial_
 ):
     trial = a_trial(tmp_path)
     sizes, lines = [], []
+    peaks = iter([(2**50, 2**50)])
+    real = fit_module.peak_memory
+    monkeypatch.setattr(fit_module, "peak_memory", lambda device: next(peaks, None) or real(device))
 
     def report(line):
         lines.append(line)
@@ -72,6 +75,7 @@ def test_memory_that_runs_out_later_repeats_that_epoch_only_and_a_resumed_trial_
     record = run_trial(trial)
     assert max(sizes[0]) == 5, "what did not fit is not tried again"
     assert len(record.notes) == 1 and "in epoch 2" in record.notes[0]
+    assert record.cost.peak_memory < 2**50, "that of the smaller number, not of the epoch before"
     assert [e.loss for e in record.curve] == pytest.approx([e.loss for e in undisturbed.curve], rel=1e-4)
 
 

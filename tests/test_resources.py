@@ -287,6 +287,13 @@ def test_every_node_is_asked_for_its_card(two_gpus):
     assert found == probe.card_here() and found.capacity > 0
 
 
+@pytest.mark.parametrize(("part", "cores"), [(1, 12), (0.5, 6), (1 / 3, 4), (0.25, 3), (1 / 6, 2), (1 / 8, 1)])
+def test_cores_go_evenly_with_parts_of_a_gpu(part, cores):
+    node = Node("node", cpus=96, gpus=8)
+    (share,) = set(shares(Resources(gpus_per_trial=part), [node], [trial_stub()] * 64).values())
+    assert share.cpus == cores
+
+
 def test_what_a_trial_raises_is_recorded_once_and_not_tried_again(two_gpus, log, tmp_path):
     plan = small_plan(tmp_path, methods=["linear_probe"])
     display = ray_work.Quiet()

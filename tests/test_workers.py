@@ -8,6 +8,7 @@ import ray_work
 from rich.console import Console
 from small_trials import small_plan
 
+from petlbench.harness.distributed.workers import _cause, lost_worker
 from petlbench.harness.experiment import Resources
 from petlbench.harness.progress import PlainDisplay
 from petlbench.harness.record_files import read_record
@@ -30,6 +31,24 @@ class Breaks(FullFinetune):
             raise ZeroDivisionError("the second worker is on fire")
         return super().views(model, batch)
 '''
+
+
+def test_the_cause_of_an_end_is_what_was_raised_else_a_loss_which_is_started_again():
+    from ray.exceptions import ActorDiedError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+
+    broken = RuntimeError("[gloo] Connection closed by peer")
+    dead = WorkerHealthCheckFailedError("worker 1: lost its connection", ActorDiedError())
+    hung = WorkerHealthCheckTimeoutError("worker 1")
+    raised = ZeroDivisionError("on fire")
+    group = RuntimeError("two workers failed")
+    for failures in ([broken, dead], [dead, broken], [dead], [hung], [broken, hung], [broken]):
+        cause = _cause(failures, group)
+        assert lost_worker(cause), failures
+    assert isinstance(_cause([broken, dead], group), ActorDiedError)
+    for failures in ([broken, raised], [raised, dead]):
+        assert _cause(failures, group) is raised and not lost_worker(raised)
+    assert _cause([], group) is group
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -101,10 +101,23 @@ def _raise_cause(running: Future[Any]) -> None:
     try:
         running.result()
     except WorkerGroupError as error:
-        causes = [getattr(e, "_base_exc", e) for _, e in sorted(error.worker_failures.items())]
-        # Where one fails, another may have lost its connection to it: that is not the cause.
-        causes.sort(key=lambda e: "onnection" in str(e))
-        raise (causes[0] if causes else error) from error
+        raise _cause([e for _, e in sorted(error.worker_failures.items())], error) from error
+
+
+def _cause(failures: Sequence[Exception], error: Exception) -> BaseException:
+    """What a worker raised; else that one was lost, which others may notice by a broken connection; else ``error``."""
+    from ray.exceptions import RayError
+
+    raised, lost, broken = [], [], []
+    for failure in failures:
+        cause: BaseException = getattr(failure, "health_check_failure", getattr(failure, "_base_exc", failure))
+        if isinstance(cause, RayError):
+            lost.append(cause)
+        elif type(cause).__name__ == "WorkerHealthCheckTimeoutError" or "onnection" in str(cause):
+            broken.append(RayError(f"a worker was lost: {cause}"))
+        else:
+            raised.append(cause)
+    return next(iter([*raised, *lost, *broken]), error)
 
 
 def _worker(payload: dict[str, Any], work: Callable[[Trial, bool, Report], Any], queue: Any) -> None:
