@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -14,6 +15,17 @@ from petlbench.datasets.split import DataError
 
 M = TypeVar("M", bound=BaseModel)
 Lines = dict[tuple[str, ...], int]
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML whose whole numbers are decimal: ``010`` and ``1:30`` are texts, not 8 and 90, so that a mistake is told."""
+
+
+Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:int"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Yaml.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -31,8 +43,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)  # tags and dates are only understood here
+        root = yaml.compose(text, Loader=Yaml)
+        values = yaml.load(text, Loader=Yaml)  # a SafeLoader; tags and dates are only understood here
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -60,10 +72,34 @@ def checked(model: type[M], values: Any, source: str, lines: Lines | None = None
         DataError: One line per complaint: place, key, what was found, what was expected.
     """
     try:
-        return model.model_validate(values)
+        found = model.model_validate(values)
     except ValidationError as error:
         told = [_complaint(issue, model, source, lines or {}, prefix) for issue in error.errors()]
         raise DataError("\n".join(told)) from error
+    # Python counts True as 1: `on` for a number is a mistake, not a one.
+    wrong = [
+        {"loc": place, "type": "bool", "input": value, "msg": "Expected a number"}
+        for place, value in _switches(values, found)
+    ]
+    if wrong:
+        raise DataError("\n".join(_complaint(issue, model, source, lines or {}, prefix) for issue in wrong))
+    return found
+
+
+def _switches(
+    given: Any, found: Any, place: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], bool]]:
+    """Where a truth value was given and a number was made of it."""
+    if isinstance(given, bool):
+        if isinstance(found, int | float) and not isinstance(found, bool):
+            yield place, given
+    elif isinstance(given, Mapping):
+        for key, value in given.items():
+            inner = found.get(key) if isinstance(found, Mapping) else getattr(found, str(key), None)
+            yield from _switches(value, inner, (*place, key))
+    elif isinstance(given, list | tuple) and isinstance(found, list | tuple) and len(given) == len(found):
+        for index, (value, inner) in enumerate(zip(given, found, strict=True)):
+            yield from _switches(value, inner, (*place, index))
 
 
 def _complaint(issue: Any, model: type[BaseModel], source: str, lines: Lines, prefix: tuple[str, ...]) -> str:

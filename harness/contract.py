@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from petlbench.harness.contract_outcome import Check, ContractError, NotApplicable, attempt
 from petlbench.harness.contract_pairs import PairRun
 from petlbench.harness.contract_runs import BackboneRun
+from petlbench.harness.search.space import checked_space
 from petlbench.methods.backbones.base import Backbone
 from petlbench.methods.backbones.random_models import random_clip, random_swin_bert, random_two_tower, random_vilt
 from petlbench.methods.base import Domain, Family, Method, MethodConfig
@@ -54,8 +56,15 @@ def check_method(cls: type[Method], *, seed: int = 0) -> list[Check]:
     for name, make in BACKBONES.items():
         for preset, config, loss in settings:
             subject = name if preset == "matched" else f"{name}, preset {preset}"
-            run = (PairRun if issubclass(cls, PairMethod) else BackboneRun)(cls, config, loss, make, subject, seed)
-            found = run.all()
+            runs: list[BackboneRun] = []
+            kind = PairRun if issubclass(cls, PairMethod) else BackboneRun
+            made = attempt(
+                "construct", partial(_made, runs, kind, cls, config, loss, make, subject, seed), cls, subject
+            )
+            if not runs:
+                checks.append(made)
+                continue
+            found = runs[0].all()
             checks.extend(found)
             ran = ran or len(found) > 1
     if not ran:
@@ -65,6 +74,11 @@ def check_method(cls: type[Method], *, seed: int = 0) -> list[Check]:
         )
         checks.append(Check("coverage", "failed", message))
     return checks
+
+
+def _made(runs: list[BackboneRun], kind: type[BackboneRun], *given: Any) -> str:
+    runs.append(kind(*given))
+    return "made"
 
 
 def _declarations(cls: type[Method]) -> Iterator[Check]:
@@ -97,6 +111,8 @@ def _declaration(cls: type[Method]) -> str:
         "needs_alignment",
         "identity_start",
         "head_only",
+        "splits_by_row",
+        "own_loss",
         *(("keeps_states",) if issubclass(cls, PairMethod) else ()),
     ):
         if not isinstance(getattr(cls, flag), bool):
@@ -163,6 +179,7 @@ def _space(cls: type[Method]) -> str:
             for part in reversed(path):
                 nested = {part: nested}
             _validated(models[section], nested, f"space[{key!r}] = {value!r}")
+    checked_space(cls)  # what a search asks for too
     return ", ".join(cls.space)
 
 
@@ -239,8 +256,8 @@ def _settings(cls: type[Method]) -> list[tuple[str, MethodConfig, Any]]:
         try:
             config = cls.Config.model_validate(dict(cls.presets[name].method))
             loss = Recipe.model_validate(dict(cls.presets[name].train)).loss
-        except ValidationError:
-            continue  # reported by the check `presets`
+        except Exception:
+            continue  # reported by the checks `config` and `presets`
         if all((config, loss) != known[1:] for known in found):
             found.append((name, config, loss))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -117,12 +118,14 @@ class PairRun(BackboneRun):
         return "kept states give the same loss"
 
     def save_and_load(self) -> str:
-        """The trained tensors, loaded into a model built anew, give the same scores."""
-        stored = {n: p.detach().clone() for n, p in self.model.named_parameters() if n in set(self.trainable)}
+        """The trained tensors, loaded into a model that a method made anew has built, give the same scores."""
+        stored = self._stored()
         data = save(stored)
-        model = self._built_anew()
+        method: Any = self.cls(self.method.config, self.method.loss_config)
+        model = self._built_anew(method)
         load_trained(model, load(data))
-        difference = self._off(self._score(*self._inputs, model), self._found)
+        with inference(model, "fp32", _CPU):
+            difference = self._off(method.score_pairs(model, *self._inputs).float(), self._found)
         if not difference <= TOLERANCE:
             raise ContractError(
                 f"loaded into a freshly built model, the trained tensors give scores that differ by up to "

@@ -14,6 +14,7 @@ from petlbench.harness import audit
 from petlbench.harness.contract_data import fake_batch
 from petlbench.harness.contract_outcome import Check, ContractError, NotApplicable, attempt
 from petlbench.harness.device import seed_everything
+from petlbench.harness.distributed.shard import rows_of
 from petlbench.harness.encode import inference
 from petlbench.harness.fit import load_trained
 from petlbench.methods.backbones.base import Backbone, DualEncoder, Tokens
@@ -72,6 +73,7 @@ class BackboneRun:
                 ("identity_start", self.identity_start, False),
                 ("loss", self.loss, True),
                 ("bf16", self.bf16, False),
+                ("splits by row", self.by_row, False),
                 ("gradients", self.gradients, False),
                 ("training", self.training, False),
                 ("frozen", self.frozen, False),
@@ -302,13 +304,15 @@ class BackboneRun:
         return "kept outputs give the same loss"
 
     def save_and_load(self) -> str:
-        """The trained tensors, loaded into a model built anew, give the same embeddings."""
-        stored = {n: p.detach().clone() for n, p in self.model.named_parameters() if n in set(self.trainable)}
+        """The trained tensors, loaded into a model that a method made anew has built, give the same embeddings."""
+        stored = self._stored()
         data = save(stored)
-        model = self._built_anew()
+        method = self.cls(self.method.config, self.method.loss_config)
+        model = self._built_anew(method)
         load_trained(model, load(data))
         images, tokens = self._inputs
-        difference = self._far(self._encode(images, tokens, model))
+        with inference(model, "fp32", _CPU):
+            difference = self._far((method.encode_image(model, images), method.encode_text(model, tokens)))
         if not difference <= TOLERANCE:
             raise ContractError(
                 f"loaded into a freshly built model, the trained tensors give embeddings that differ by up to "
@@ -330,10 +334,32 @@ class BackboneRun:
             return f"embeddings differ by {difference:.1e}, the loss is {both[1]:.6f} instead of {both[0]:.6f}"
         return None
 
-    def _built_anew(self) -> nn.Module:
+    def by_row(self) -> str:
+        """Where the loss is promised to be a mean over rows, that of a batch is the mean of its parts'."""
+        if not self.method.splits_by_row:
+            raise NotApplicable("not promised")
+        size = len(self.batch)
+        cuts = [(0, size // 2), (size // 2, size)]
+        with inference(self.model, "fp32", _CPU):
+            whole, *parts = (
+                float(_total(self.method.loss(self.model, rows_of(self.batch, *cut)))) for cut in ((0, size), *cuts)
+            )
+        mean = sum(part * (stop - start) for part, (start, stop) in zip(parts, cuts, strict=True)) / size
+        if not abs(whole - mean) <= TOLERANCE * max(1.0, abs(whole)):
+            raise ContractError(
+                f"it promises splits_by_row, but the loss of a batch is {whole:.6f} and the mean over its halves {mean:.6f}: with "
+                "accumulation or several workers another loss would be trained. Set splits_by_row = False"
+            )
+        return "the mean over its parts"
+
+    def _stored(self) -> dict[str, Tensor]:
+        wanted = set(self.trainable)
+        return {n: p.detach().clone().contiguous() for n, p in self.model.named_parameters() if n in wanted}
+
+    def _built_anew(self, method: Method | None = None) -> nn.Module:
         backbone = self.make(self.seed)
         seed_everything(self.seed)
-        return self.method.build(backbone)
+        return (method or self.method).build(backbone)
 
     @property
     def _inputs(self) -> tuple[Tensor, Tokens]:

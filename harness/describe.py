@@ -96,7 +96,7 @@ def _row(cls: type[Method], origin: str, backbone: Backbone, counted: Counted) -
     return {
         "name": cls.name,
         "title": cls.title,
-        "family": cls.family,
+        "family": getattr(cls, "family", "not stated"),
         **_size(cls, counted(cls, {}, backbone)),
         "counted_on": reference_name(cls),
         "backbones": ", ".join(cls.kinds),

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from petlbench.datasets.split import DataError
-from petlbench.datasets.validation import Lines, checked, read_yaml
+from petlbench.datasets.validation import Lines, Yaml, checked, read_yaml
 from petlbench.errors import PetlbenchError
 from petlbench.harness.resources import Resources as Resources
 from petlbench.harness.search.settings import SearchConfig
@@ -169,7 +169,7 @@ def parse_assignment(assignment: str, example: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ExperimentError(f"--set {assignment}: expected KEY=VALUE, as in {example}")
     try:
-        return key.strip(), yaml.safe_load(text)
+        return key.strip(), yaml.load(text, Loader=Yaml)  # a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
         raise ExperimentError(
             f"--set {assignment}: the value is not valid YAML ({_problem(error)}); quote it?"

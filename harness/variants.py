@@ -73,7 +73,7 @@ def measure(cls: type[Method], options: Mapping[str, Any], backbone: Backbone) -
         try:
             try:
                 model = method.build(fresh)
-            except NotImplementedError:  # what torch raises where a build reads weights, to start from them
+            except RuntimeError:  # what torch raises where a build reads weights, to start from them; others recur
                 model = method.build(_with_values(untouched(backbone)))
         except MethodError as error:
             return Size(None, None, str(error))

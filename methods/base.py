@@ -135,7 +135,7 @@ class Batch:
 class Method(ABC):
     """A way of fine-tuning a pretrained model; a dual encoder unless it is a :class:`petlbench.methods.pair.PairMethod`.
 
-    A subclass sets the class attributes and writes :meth:`build`; most write :meth:`trainable` too. It must not freeze,
+    A subclass sets the class attributes and writes :meth:`build` and :meth:`trainable`. It must not freeze,
     schedule, evaluate or read files: the harness freezes everything that :meth:`trainable` does not name, and audits it.
     """
 

@@ -126,15 +126,17 @@ def load(source: Source) -> type[Method]:
         module = (
             importlib.import_module(f"petlbench.methods.{source.name}") if source.builtin else _import_file(source.path)
         )
-        classes = [
+        public = [
             c
             for c in vars(module).values()
             if inspect.isclass(c)
             and issubclass(c, Method)
             and c.__module__ == module.__name__
-            and not inspect.isabstract(c)
             and not c.__name__.startswith("_")
         ]
+        classes = [c for c in public if not inspect.isabstract(c)]
+        if not classes and len(public) == 1:
+            classes = public  # what it lacks is said below
         if len(classes) != 1:
             found = ", ".join(c.__name__ for c in classes) or "none"
             raise PluginError(
@@ -142,6 +144,9 @@ def load(source: Source) -> type[Method]:
                 "Prefix helper classes with an underscore, and see `benchmark new-method`"
             )
         cls = classes[0]
+    if inspect.isabstract(cls):
+        missing = " and ".join(f"{name}()" for name in sorted(cls.__abstractmethods__))
+        raise PluginError(f"{source.describe()}: class {cls.__name__} does not define {missing}")
     if not getattr(cls, "title", ""):
         raise PluginError(f"{source.describe()}: class {cls.__name__} sets no `title`")
     cls.name = source.name

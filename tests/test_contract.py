@@ -301,6 +301,53 @@ class UnseededBuild(_Probe):
         return super().head_image(model, pooled) + model.offset
 
 
+class LearnsBesideTheModel(_Probe):
+    def compare(self, model, batch, *views):
+        self.mean = views[0].detach().mean(0)
+        return super().compare(model, batch, *views)
+
+    def head_image(self, model, pooled):
+        return super().head_image(model, pooled) - getattr(self, "mean", 0)
+
+
+class ComparesRows(_Probe):
+    splits_by_row = True
+
+
+class MisspeltDomain(_Probe):
+    space = {"train.lr": Domain("log_uniform", (1e-3, 1e-1))}
+
+
+class ChoiceOfLists(_Probe):
+    space = {"train.betas": Domain("choice", ((0.9, 0.98), (0.9, 0.999)))}
+
+
+class PlainPreset(_Probe):
+    presets = {"matched": {"train": {"lr": 1e-2}}}
+
+
+class FailsAtOnce(_Probe):
+    def __init__(self, config=None, loss=None):
+        super().__init__(config, loss)
+        if config is not None:
+            raise RuntimeError("not today")
+
+
+class Transposed(_Probe):
+    """Sound: a trained tensor need not lie in one piece."""
+
+    def build(self, backbone):
+        model = super().build(backbone)
+        if hasattr(model, "image_map"):  # not on unaligned towers, whose own heads are trained
+            weight = model.image_map.weight
+            model.image_map.weight = torch.nn.Parameter(weight.detach().t().contiguous().t())
+        return model
+
+
+def test_trained_tensors_need_not_be_contiguous():
+    assert failures(Transposed) == {}
+
+
 @pytest.mark.parametrize(
     ("cls", "check", "says"),
     [
@@ -334,6 +381,12 @@ class UnseededBuild(_Probe):
         (ForgetsTheSide, "side_features", "encode_image_beside"),
         (TwoZeros, "training", "2 of 6 trained tensors have not moved .* a, b;"),
         (UnseededBuild, "save and load", "not repeatable"),
+        (LearnsBesideTheModel, "save and load", "something outside trainable"),
+        (ComparesRows, "splits by row", "promises splits_by_row, but the loss of a batch is"),
+        (MisspeltDomain, "space", "unknown kind 'log_uniform'; did you mean `loguniform`"),
+        (ChoiceOfLists, "space", "a choice is made of numbers, texts, booleans and None"),
+        (PlainPreset, "presets", "'dict' object has no attribute 'method'"),
+        (FailsAtOnce, "construct", "RuntimeError: not today"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )

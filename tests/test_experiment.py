@@ -154,6 +154,31 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("train.lr=on", "key `train.lr` has the value True; expected a number"),
+        ("train.epochs=yes", "key `train.epochs` has the value True; expected a number"),
+        ("train.betas=[0.9, no]", "has the value True; expected a number"),
+        ("seeds=[no]", "key `seeds.0` has the value False; expected a number"),
+        ("train.epochs=1:30", "key `train.epochs` has the value '1:30'"),
+        ("search.time=1:30", "90s, 30m, 2h or 1h30m"),
+    ],
+)
+def test_words_and_old_spellings_of_numbers_are_no_numbers(assignment, said):
+    with pytest.raises(ExperimentError) as caught:
+        experiment = load_experiment(None, [assignment])
+        experiment.checked_section(Recipe, "train")
+    assert said in str(caught.value), caught.value
+
+
+def test_whole_numbers_are_decimal(tmp_path):
+    path = write(tmp_path, "seeds: [010, -0, +7]\ntitle: 0x1F\n")
+    experiment = load_experiment(path, ["train.epochs=010", "train.lr=1e-3"])
+    assert experiment.seeds == [10, 0, 7] and experiment.title == "0x1F"
+    assert experiment.train == {"epochs": "010", "lr": "1e-3"}
+
+
+@pytest.mark.parametrize(
     ("assignment", "message"),
     [
         ("method.lora.rank", "expected KEY=VALUE, as in method.lora.rank=16"),

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
@@ -41,6 +41,9 @@ def checked_space(cls: type[Method]) -> dict[str, Domain]:
 
 def _check(domain: Domain, where: str) -> None:
     values = domain.values
+    kinds = get_args(get_type_hints(Domain)["kind"])
+    if domain.kind not in kinds:
+        raise MethodError(f"{where}: unknown kind {domain.kind!r}; {suggest(str(domain.kind), kinds)}")
     if domain.kind == "choice":
         if not values or len({_canonical(v) for v in values}) < len(values):
             raise MethodError(f"{where}: a choice needs values, each of them once; found {values}")
