@@ -158,7 +158,7 @@ def test_a_missing_file_is_named(tmp_path):
     [
         ("train.lr=on", "key `train.lr` has the value True; expected a number"),
         ("train.epochs=yes", "key `train.epochs` has the value True; expected a number"),
-        ("train.betas=[0.9, no]", "has the value True; expected a number"),
+        ("train.betas=[0.9, no]", "has the value False; expected a number"),
         ("seeds=[no]", "key `seeds.0` has the value False; expected a number"),
         ("train.epochs=1:30", "key `train.epochs` has the value '1:30'"),
         ("search.time=1:30", "90s, 30m, 2h or 1h30m"),
