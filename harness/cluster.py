@@ -22,10 +22,9 @@ import petlbench
 from petlbench.datasets.cache import cache_folder
 from petlbench.errors import PetlbenchError
 from petlbench.harness.failure import first_line
-from petlbench.harness.json_files import RecordError
 from petlbench.harness.leftovers import remove_written, written
 from petlbench.harness.parcels import pack, unpack, walk, write_files
-from petlbench.harness.record_files import RECORD_SUFFIX, path_of, read_record
+from petlbench.harness.record_files import RECORD_SUFFIX, good_record, path_of
 from petlbench.harness.resources import GIB, Resources
 from petlbench.harness.shares import Node
 from petlbench.harness.spec import Paths, Trial
@@ -179,11 +178,7 @@ class Cluster:
     def _gives_way(self, name: str, content: bytes, spec_id: str) -> bool:
         if not name.endswith(RECORD_SUFFIX) or name.count("/") != 2 or json.loads(content).get("status") == "ok":
             return False
-        try:
-            stands = read_record(self.results / name)
-        except (OSError, RecordError):
-            return False
-        return stands.status == "ok" and stands.spec_id == spec_id
+        return good_record(self.results / name, spec_id) is not None
 
     def lost_its_node(self, spec_id: str) -> bool:
         """Whether the node that a trial was last begun on is gone."""

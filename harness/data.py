@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,6 +39,11 @@ class SplitData:
     split: Split
     images: CachedImages
     tokens: Tokens
+
+    @property
+    def tokens_hash(self) -> str:
+        """XXH3 of all token ids, for the keys of what is cached of them."""
+        return xxhash.xxh3_128_hexdigest(self.tokens.ids.numpy().tobytes())
 
     @classmethod
     def open(

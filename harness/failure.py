@@ -30,7 +30,7 @@ def first_line(text: str, empty: str = "(no message)") -> str:
 
 def write_failure(trial: Trial, started: str, error: ErrorPart, path: Path) -> None:
     """Record a failure, but never over a good record of the same trial (a forced rerun may fail)."""
-    if good_record(path, trial) is not None:
+    if good_record(path, trial.spec.spec_id) is not None:
         return
     name = trial.spec.method.name
     record = Record(

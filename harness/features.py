@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import xxhash
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -51,7 +50,7 @@ def pooled_features(data: SplitData, backbone: DualEncoder, precision: str, devi
         "backbone": backbone.provenance.model_dump(mode="json"),
         "pictures": data.images.manifest["key"],
         "captions": data.split.sha256,
-        "tokens": xxhash.xxh3_128_hexdigest(data.tokens.ids.numpy().tobytes()),
+        "tokens": data.tokens_hash,
         "precision": precision,
         "device": device.type,
         "torch": torch.__version__,

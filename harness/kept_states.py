@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import xxhash
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -109,7 +108,7 @@ def kept_states(
         "weights": _frozen(method, model),
         "pictures": data.images.manifest["key"],
         "captions": data.split.sha256,
-        "tokens": xxhash.xxh3_128_hexdigest(data.tokens.ids.numpy().tobytes()),
+        "tokens": data.tokens_hash,
         "precision": precision,
         "device": device.type,
         "torch": torch.__version__,

@@ -68,13 +68,13 @@ def read_record(path: Path) -> Record:
     return validated(Record, migrate(payload, path), path, hint)
 
 
-def good_record(path: Path, trial: Trial) -> Record | None:
-    """The record at ``path`` if it is a finished one of this very trial."""
+def good_record(path: Path, spec_id: str) -> Record | None:
+    """The record at ``path`` if it is a finished one of the very trial with that ``spec_id``."""
     try:
         record = read_record(path)
     except (OSError, RecordError):
         return None  # absent or unusable: the trial runs
-    return record if record.status == "ok" and record.spec_id == trial.spec.spec_id else None
+    return record if record.status == "ok" and record.spec_id == spec_id else None
 
 
 def find_records(root: Path) -> Iterator[Path]:

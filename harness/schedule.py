@@ -194,7 +194,7 @@ def _own_run(before: str | None) -> Run:
 def _recorded_since(trial: Trial, before: str | None) -> Record | None:
     """What this run has recorded of a trial: a node may be lost after that, before Ray heard of it."""
     path = path_of(trial)
-    return None if stamp(path) in (None, before) else good_record(path, trial)
+    return None if stamp(path) in (None, before) else good_record(path, trial.spec.spec_id)
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, Any]:

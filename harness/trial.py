@@ -114,7 +114,7 @@ def run_trial(
     started = now()
     seen = stamp(path) if seen == UNSEEN else seen
     with FileLock(str(work) + ".lock"):
-        if stamp(path) not in (None, seen) and (theirs := good_record(path, trial)):
+        if stamp(path) not in (None, seen) and (theirs := good_record(path, trial.spec.spec_id)):
             return theirs
         remove_half_written(path)
         try:
